@@ -1,0 +1,53 @@
+# Every target makes its own .venv first. `make demo`: the main job. `make test`: all checks and tests.
+VENV := .venv
+PYTHON ?= python3.11
+BIN := $(VENV)/bin
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM := false
+export HF_HUB_OFFLINE := 1
+
+.PHONY: help venv demo demo-no-replay check test test-slow test-gpu bench base-model demo-data readme clean
+
+help:
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
+
+venv: $(VENV)/.ready ## the virtual environment with everything installed
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: venv ## train, judge and report on the embedded model (about 4 minutes on 2 cores)
+	$(BIN)/dft demo
+
+demo-no-replay: venv ## the same without general data in the mix: what forgetting looks like
+	$(BIN)/dft demo --no-replay
+
+check: venv ## lint, format, types, import rules, shell scripts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/shellcheck .ci/run
+
+test: check ## check + the tests (what CI runs)
+	$(BIN)/pytest -m "not slow and not gpu"
+
+test-slow: venv ## the long suites: every kill, every world size, the whole demo
+	$(BIN)/pytest -m slow
+
+test-gpu: venv ## what needs a CUDA device
+	$(BIN)/pytest tests/gpu
+
+bench: venv ## benchmarks against a bare loop and TRL; results in benchmarks/results/
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.vs_trl_cpu
+
+base-model: venv ## train the embedded base from scratch (about an hour on one core)
+	$(BIN)/python -m recipes.data --out distributed_ft/assets
+	$(BIN)/python -m recipes.base_model --out distributed_ft/assets/base
+
+clean: ## remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build *.egg-info

@@ -1,0 +1,60 @@
+"""What can go wrong, by who has to act.
+
+`ConfigError`, `DataError` and `CheckpointError` are for the user: one clear message, no traceback, exit code 2.
+Anything else that escapes is our fault or the machine's: traceback, exit code 1.
+"""
+
+import errno
+
+EXIT_DONE = 0
+EXIT_FAULT = 1
+EXIT_USER = 2
+EXIT_STOPPED = 75  # EX_TEMPFAIL: stopped on request, resumable, start me again
+
+_DISK_REMEDIES = {
+    errno.ENOSPC: "free some space, or choose another runs_dir",
+    errno.EDQUOT: "free some of your quota, or choose another runs_dir",
+    errno.EROFS: "choose a runs_dir that can be written to",
+    errno.EACCES: "get the permission, or choose another place",
+    errno.EPERM: "get the permission, or choose another place",
+    errno.ENOTDIR: "part of the path is a file; choose another place",
+    errno.EEXIST: "a file is in the way; choose another place",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+
+class FtError(Exception):
+    """Base of the errors whose message is for the user: it names the file, line or key, the value, the remedy."""
+
+
+class ConfigError(FtError, ValueError):
+    """`run.yaml`, an override or a command-line argument is wrong."""
+
+
+class DataError(FtError, ValueError):
+    """A data file is wrong; the message names file and line."""
+
+
+class CheckpointError(FtError, RuntimeError):
+    """A checkpoint or run directory cannot be used as it is."""
+
+
+class TrainingError(FtError, RuntimeError):
+    """Training cannot go on (for example: the loss is not finite, k steps in a row); the message is the diagnosis."""
+
+
+class EvaluationError(FtError, RuntimeError):
+    """A score cannot be computed, and no number is better than a wrong one."""
+
+
+class Stopped(FtError):
+    """Stopped on request with a resumable checkpoint (exit code 75)."""
+
+
+def disk_problem(error: OSError) -> str | None:
+    """The message for an OSError that the user can do something about (a full disk, …); None for any other."""
+    remedy = _DISK_REMEDIES.get(error.errno or 0)
+    if remedy is None:
+        return None
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{(error.strerror or 'the disk refused it').lower()}; {remedy}"
