@@ -1,0 +1,347 @@
+"""The run directory: the names in it, how a file gets there, and what can be believed of what is found there.
+
+Training, evaluation and export never import each other; they meet here, on disk. Two rules make that safe:
+
+* a file is written beside its place, flushed to disk and renamed: a reader sees the old file or the new one;
+* a checkpoint's `manifest.json`, with size and sha256 of each file, is written last: without a manifest that checks
+  out it is not a checkpoint, whatever else lies there.
+
+Torch-free. `"schema": 1` versions every JSON file that other programs may read.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from distributed_ft.errors import CheckpointError
+
+SCHEMA = 1
+_STEP_NAME = re.compile(r"step-(\d{8})")
+
+
+# --- files that appear whole or not at all -------------------------------------------------------------------------
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Replace `path` with `content` in one step, durably. Raises OSError (disk full, …) and leaves the old file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with partial.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    _sync_directory(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Atomic JSON, two-space indented, in the order given."""
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in `path`. Raises CheckpointError, naming the file, when it is missing or damaged."""
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error})") from None
+
+
+def append_json_line(path: Path, record: dict[str, Any]) -> None:
+    """Append one line; a reader that finds a half-written last line (a kill) skips it: see `read_json_lines`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """All complete lines of a JSONL file that this project wrote; [] when there is none."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_bytes().split(b"\n"):  # not splitlines(): JSON text may hold U+2028 and its like unescaped
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue  # only ever the last line before a kill
+    return records
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file's bytes, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# --- what is stored ------------------------------------------------------------------------------------------------
+
+
+class Record(BaseModel):
+    """JSON that is read back: unknown keys of a later version are kept out of the way, not refused."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+
+class FileEntry(Record):
+    size: int  # bytes
+    sha256: str
+
+
+class Manifest(Record):
+    """`manifest.json` of a checkpoint."""
+
+    schema_version: int = SCHEMA
+    step: int
+    world_size: int
+    created: str  # ISO 8601, UTC
+    files: dict[str, FileEntry]  # path relative to the checkpoint -> entry
+
+
+class Sample(Record):
+    """One line of `evaluation/<model>/<task>/samples.jsonl`."""
+
+    id: str
+    doc_hash: str  # sha256 of the request and the reference, so that two models' lines can be paired by content
+    group: str | None = None  # the skill or category of the item
+    request: list[dict[str, str]]  # the messages sent
+    reference: str
+    response: str
+    score: float  # of the task's metric, in [0, 1]
+    scores: dict[str, float] = {}  # further metrics of this item, e.g. field_accuracy, valid_json
+
+
+class TaskResult(Record):
+    """`evaluation/<model>/<task>/result.json`: `<model>` is base, few-shot or step-00000500."""
+
+    schema_version: int = Field(SCHEMA, alias="schema")
+    model: str
+    task: str
+    kind: Literal["task", "general"]
+    metric: str
+    score: float  # mean of the items' scores
+    stderr: float  # standard error of that mean
+    n: int
+    scores: dict[str, float] = {}  # means of the further metrics
+    groups: dict[str, float] = {}  # mean score by group (skill)
+    model_digest: str
+    task_digest: str
+    seconds: float = 0.0
+
+
+# --- the run directory ---------------------------------------------------------------------------------------------
+
+
+def step_name(step: int) -> str:
+    """`step-00000500`."""
+    return f"step-{step:08d}"
+
+
+class Checkpoint:
+    """One directory under `checkpoints/`. It counts only if `verify()` returns None."""
+
+    def __init__(self, path: Path) -> None:
+        match = _STEP_NAME.fullmatch(path.name)
+        assert match, path
+        self.path = path
+        self.step = int(match.group(1))
+        self.name = path.name
+
+    @property
+    def model(self) -> Path:
+        """What a user loads: an adapter (PEFT format) or full weights (Hugging Face format)."""
+        return self.path / "model"
+
+    @property
+    def state(self) -> Path:
+        """What only resume needs."""
+        return self.path / "state"
+
+    def manifest(self) -> Manifest:
+        """Raises CheckpointError when there is none, or it cannot be read."""
+        raw = read_json(self.path / "manifest.json")
+        try:
+            return Manifest(**{**raw, "schema_version": raw["schema"]})
+        except (TypeError, KeyError, ValueError) as error:
+            raise CheckpointError(f"{self.path / 'manifest.json'}: not a manifest ({error})") from None
+
+    def verify(self) -> str | None:
+        """None if every file is there with the size and sha256 of the manifest, else what is wrong."""
+        try:
+            manifest = self.manifest()
+        except CheckpointError as error:
+            return str(error)
+        for name, entry in manifest.files.items():
+            path = self.path / name
+            if not path.is_file():
+                return f"{path}: missing"
+            if path.stat().st_size != entry.size:
+                return f"{path}: {path.stat().st_size} bytes, {entry.size} expected"
+            if sha256_of(path) != entry.sha256:
+                return f"{path}: its content changed after it was written (sha256 differs)"
+        return None
+
+    def model_digest(self) -> str:
+        """Identity of what is evaluated: sha256 over the manifest's entries for `model/`."""
+        entries = {name: e.sha256 for name, e in self.manifest().files.items() if name.startswith("model/")}
+        return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
+
+
+class RunDirectory:
+    """Names and rules of `runs/<name>/`; creates nothing until asked to."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.name = self.path.name
+        self.run_yaml = self.path / "run.yaml"
+        self.config = self.path / "config.json"
+        self.environment = self.path / "environment.json"
+        self.data = self.path / "data"
+        self.metrics = self.path / "metrics.jsonl"
+        self.tensorboard = self.path / "tensorboard"
+        self.logs = self.path / "logs"
+        self.checkpoints = self.path / "checkpoints"
+        self.latest_file = self.path / "LATEST"
+        self.best_file = self.path / "BEST"
+        self.evaluation = self.path / "evaluation"
+
+    def report(self, suffix: Literal["html", "md", "json"]) -> Path:
+        return self.path / f"report.{suffix}"
+
+    def results(self, model: str, task: str) -> Path:
+        """Directory of one model's samples and result on one task; model: base, few-shot or a checkpoint's name."""
+        return self.evaluation / model / task
+
+    def all_checkpoints(self) -> list[Checkpoint]:
+        """Every directory that is named like a checkpoint, oldest first, verified or not."""
+        if not self.checkpoints.is_dir():
+            return []
+        found = [Checkpoint(p) for p in self.checkpoints.iterdir() if p.is_dir() and _STEP_NAME.fullmatch(p.name)]
+        return sorted(found, key=lambda c: c.step)
+
+    def newest_complete(self) -> Checkpoint | None:
+        """The newest checkpoint that verifies; None when there is no checkpoint at all.
+
+        Raises CheckpointError when there are some and none verifies: to start over at step 0 would destroy a run.
+        """
+        problems = []
+        for checkpoint in reversed(self.all_checkpoints()):
+            problem = checkpoint.verify()
+            if problem is None:
+                return checkpoint
+            problems.append(problem)
+        if not problems:
+            if self.latest_file.exists():
+                raise CheckpointError(
+                    f"{self.latest_file} names {self.latest_file.read_text().strip()!r}, but {self.checkpoints} holds "
+                    "no checkpoint; restore it, or delete the run directory to start over"
+                )
+            return None
+        raise CheckpointError(
+            f"{self.checkpoints}: all {len(problems)} checkpoints are damaged:\n  "
+            + "\n  ".join(problems)
+            + "\nrestore one of them from a copy, or delete the run directory to start over"
+        )
+
+    def complete_checkpoints(self) -> list[Checkpoint]:
+        """All checkpoints that verify, oldest first."""
+        return [c for c in self.all_checkpoints() if c.verify() is None]
+
+    def pointer(self, which: Literal["LATEST", "BEST"]) -> Checkpoint | None:
+        """The checkpoint that a pointer file names, if there is one."""
+        file = self.latest_file if which == "LATEST" else self.best_file
+        if not file.exists():
+            return None
+        name = file.read_text().strip()
+        path = self.checkpoints / name
+        return Checkpoint(path) if _STEP_NAME.fullmatch(name) and path.is_dir() else None
+
+    def point(self, which: Literal["LATEST", "BEST"], checkpoint: Checkpoint) -> None:
+        """Replace a pointer file atomically."""
+        write_atomic(self.latest_file if which == "LATEST" else self.best_file, checkpoint.name + "\n")
+
+    def task_results(self) -> Iterator[TaskResult]:
+        """Every result on disk."""
+        for path in sorted(self.evaluation.glob("*/*/result.json")):
+            yield TaskResult(**read_json(path))
+
+    def samples(self, model: str, task: str) -> list[Sample]:
+        """The scored items of one model on one task, in the task's order."""
+        return [Sample(**line) for line in read_json_lines(self.results(model, task) / "samples.jsonl")]
+
+
+# --- publishing a score --------------------------------------------------------------------------------------------
+
+
+def publish_result(run: RunDirectory, result: TaskResult, samples: Sequence[Sample]) -> None:
+    """Replace one model's samples and result on one task; at no moment does a result lie beside others' samples."""
+    directory = run.results(result.model, result.task)
+    (directory / "result.json").unlink(missing_ok=True)
+    lines = [json.dumps(sample.model_dump(), ensure_ascii=False, allow_nan=False) + "\n" for sample in samples]
+    write_atomic(directory / "samples.jsonl", "".join(lines))
+    write_json(directory / "result.json", result.model_dump(by_alias=True))
+
+
+# --- publishing a checkpoint ---------------------------------------------------------------------------------------
+
+
+def staging(run: RunDirectory, step: int) -> Path:
+    """Where the files of a checkpoint are written before they are one; a leftover of a killed save is removed."""
+    path = run.checkpoints / f".{step_name(step)}.partial"
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    return path
+
+
+def publish(run: RunDirectory, partial: Path, step: int, world_size: int) -> Checkpoint:
+    """Flush every file, write the manifest last, rename into place, move LATEST. One process calls it."""
+    files = {}
+    for path in sorted(p for p in partial.rglob("*") if p.is_file()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        entry = {"size": path.stat().st_size, "sha256": sha256_of(path)}
+        files[path.relative_to(partial).as_posix()] = entry
+    for directory in [p for p in partial.rglob("*") if p.is_dir()]:
+        _sync_directory(directory)
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    manifest = {"schema": SCHEMA, "step": step, "world_size": world_size, "created": created, "files": files}
+    write_json(partial / "manifest.json", manifest)
+    final = run.checkpoints / step_name(step)
+    shutil.rmtree(final, ignore_errors=True)  # only ever one that did not verify: a complete one is resumed from
+    os.rename(partial, final)
+    _sync_directory(run.checkpoints)
+    checkpoint = Checkpoint(final)
+    run.point("LATEST", checkpoint)
+    return checkpoint
+
+
+def prune(run: RunDirectory, keep: int) -> list[Checkpoint]:
+    """Delete all but the `keep` newest checkpoints and the one BEST names; returns what was deleted."""
+    best = run.pointer("BEST")
+    old = [c for c in run.all_checkpoints()[:-keep] if best is None or c.step != best.step]
+    for checkpoint in old:
+        (checkpoint.path / "manifest.json").unlink(missing_ok=True)  # from here on it is not a checkpoint
+        shutil.rmtree(checkpoint.path)
+    return old
