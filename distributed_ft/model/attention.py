@@ -1,0 +1,66 @@
+"""Attention over packed documents: each document attends to itself only, at the cost of its own length squared.
+
+A micro-batch is one row of `T` tokens that holds several documents end to end. A T x T block mask would be correct and
+wasteful (most of it is empty); here the row is cut at the document boundaries and torch's scaled-dot-product attention
+runs on each piece. flash-attention kernels take the same boundaries natively (`cu_seq_lens_q`), so on a GPU that has
+them they are used instead.
+
+Registered through transformers' own extension point, so every architecture that uses its attention interface works.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.utils import is_flash_attn_2_available
+
+PACKED_SDPA = "packed_sdpa"
+
+
+def packed_sdpa(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    cu_seq_lens_q: Tensor,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each document of one packed row.
+
+    Args:
+        query, key, value: (1, heads or key-value heads, T, head dimension).
+        attention_mask: ignored: the boundaries say all of it.
+        cu_seq_lens_q: (documents + 1,) int, the documents' first positions and T.
+        sliding_window: a token sees itself and the `sliding_window - 1` tokens before it.
+
+    Returns:
+        (1, T, heads, head dimension), and no attention weights.
+    """
+    lengths = cu_seq_lens_q.diff().tolist()
+    pieces = []
+    for q, k, v in zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True):
+        length = q.shape[2]
+        band = None
+        if sliding_window is not None and length > sliding_window:
+            band = torch.ones(length, length, dtype=torch.bool, device=q.device).tril().triu(1 - sliding_window)
+        pieces.append(sdpa_attention_forward(module, q, k, v, band, **kwargs)[0])
+    return (pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)), None
+
+
+AttentionInterface.register(PACKED_SDPA, packed_sdpa)
+
+
+def implementation(choice: str, device: torch.device) -> str:
+    """The transformers attention implementation for a run's `model.attention`.
+
+    `auto` and `sdpa` both isolate documents by cutting at their boundaries; `eager` by transformers' own block mask,
+    which it derives from restarted position ids.
+    """
+    if choice == "auto":
+        choice = "flash_attention_2" if device.type == "cuda" and is_flash_attn_2_available() else "sdpa"
+    return PACKED_SDPA if choice == "sdpa" else choice

@@ -1,0 +1,100 @@
+"""Reading a base model and its tokenizer from a directory in Hugging Face format, or a hub id."""
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import logging as hf_logging
+
+from distributed_ft.config.schema import ModelConfig
+from distributed_ft.errors import ConfigError
+from distributed_ft.model import attention
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def load_tokenizer(base: str) -> PreTrainedTokenizerFast:
+    """The base's tokenizer. Raises ConfigError when it cannot be read, or is not a fast one (no character offsets)."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base)
+    except Exception as error:  # the libraries below raise anything from OSError to their own types
+        raise ConfigError(f"model.base: {base!r}: its tokenizer cannot be read: {_first_line(error)}") from None
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ConfigError(f"model.base: {base!r}: needs a fast tokenizer (a tokenizer.json beside the model)")
+    return tokenizer
+
+
+def load_model(config: ModelConfig, storage: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """The base with its weights, on the CPU, in training mode's attention implementation.
+
+    Args:
+        config: which base, and how it attends.
+        storage: dtype that the weights are kept in.
+        device: where it will run (decides which attention kernels are at hand); the weights stay on the CPU.
+
+    Raises:
+        ConfigError: the base is missing, damaged, or not a causal language model.
+    """
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            config.base, dtype=storage, attn_implementation=attention.implementation(config.attention, device)
+        )
+    except Exception as error:
+        raise ConfigError(f"model.base: {config.base!r}: the model cannot be loaded: {_first_line(error)}") from None
+    return _prepared(model, config)
+
+
+def build_empty(config: ModelConfig) -> PreTrainedModel:
+    """The base's architecture on the meta device: names and shapes, no memory, no weights read.
+
+    Raises ConfigError as `load_model` does.
+    """
+    try:
+        architecture = AutoConfig.from_pretrained(config.base)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(architecture)
+    except Exception as error:
+        raise ConfigError(f"model.base: {config.base!r}: its config cannot be used: {_first_line(error)}") from None
+    return _prepared(model, config)
+
+
+def weights_problem(base: str) -> str | None:
+    """What is wrong with a local base's safetensors files (headers only are read), or None."""
+    folder = Path(base)
+    if not folder.is_dir():
+        return None  # a hub id: its files are checked when they are fetched
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        return f"{folder}: no *.safetensors file"
+    for file in files:
+        with file.open("rb") as stream:
+            header = int.from_bytes(stream.read(8), "little")
+            try:
+                tensors = json.loads(stream.read(header)) if header < file.stat().st_size else None
+            except ValueError:
+                tensors = None
+        if not isinstance(tensors, dict):
+            return f"{file}: damaged safetensors header"
+        end = max((t["data_offsets"][1] for k, t in tensors.items() if k != "__metadata__"), default=0)
+        if 8 + header + end != file.stat().st_size:
+            return f"{file}: {file.stat().st_size} bytes, {8 + header + end} expected (half-written?)"
+    return None
+
+
+def quiet_libraries() -> None:
+    """Keep the progress bars and advice of the libraries below off the user's terminal; their errors still come."""
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+
+
+def _prepared(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel:
+    model.config.use_cache = False  # with a cache, packed documents would see one another
+    if config.gradient_checkpointing == "full":
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+    return model
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"

@@ -1,0 +1,79 @@
+"""What is trained: every weight, or a small adapter beside frozen ones.
+
+A method is applied to the model before it is sharded, and says which tensors a checkpoint's `model/` holds.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import assert_never
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from distributed_ft.config.schema import FullMethod, LoraMethod, MethodConfig
+from distributed_ft.model.methods import full, lora
+
+
+def storage_dtype(method: MethodConfig, compute: torch.dtype) -> torch.dtype:
+    """Dtype in which the base's weights are kept: what is trained needs fp32, what is frozen only the compute dtype."""
+    match method:
+        case FullMethod():
+            return torch.float32
+        case LoraMethod():
+            return compute
+        case _:
+            assert_never(method)
+
+
+def apply(model: PreTrainedModel, method: MethodConfig) -> nn.Module:
+    """The model with its trainable parameters marked (full) or added (LoRA, in fp32).
+
+    Raises ConfigError when a target module does not exist.
+    """
+    match method:
+        case FullMethod():
+            return full.apply(model)
+        case LoraMethod():
+            return lora.apply(model, method)
+        case _:
+            assert_never(method)
+
+
+def saved_tensors(model: nn.Module, method: MethodConfig) -> Iterator[tuple[str, str]]:
+    """(name in the model, name in the file) of each tensor that `model/` holds."""
+    match method:
+        case FullMethod():
+            return full.saved_tensors(model)
+        case LoraMethod():
+            return lora.saved_tensors(model)
+        case _:
+            assert_never(method)
+
+
+def weights_name(method: MethodConfig) -> str:
+    """Stem of the safetensors file(s), as transformers and PEFT look for it."""
+    match method:
+        case FullMethod():
+            return "model"
+        case LoraMethod():
+            return "adapter_model"
+        case _:
+            assert_never(method)
+
+
+def write_description(model: nn.Module, method: MethodConfig, base: str, directory: Path) -> None:
+    """The JSON files that make `directory` loadable by plain transformers or PEFT. No collective inside."""
+    match method:
+        case FullMethod():
+            full.write_description(model, base, directory)
+        case LoraMethod():
+            lora.write_description(model, base, directory)
+        case _:
+            assert_never(method)
+
+
+def parameter_counts(model: nn.Module) -> tuple[int, int]:
+    """(trainable, all) parameters of the model, tied ones once."""
+    parameters = list(model.parameters())
+    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)

@@ -1,0 +1,35 @@
+"""Full fine-tuning: every weight is trained and saved."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from distributed_ft.model.load import load_tokenizer
+
+
+def apply(model: PreTrainedModel) -> nn.Module:
+    """All parameters trainable."""
+    return cast(nn.Module, model.requires_grad_(True))
+
+
+def saved_tensors(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Every parameter and persistent buffer; a tied weight once, under its first name, as transformers does."""
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            yield name, name
+
+
+def write_description(model: nn.Module, base: str, directory: Path) -> None:
+    """config.json, generation_config.json and the tokenizer's files."""
+    lm = cast(PreTrainedModel, model)
+    config = type(lm.config).from_pretrained(base)  # as it was before training settings were put in
+    config.architectures = [type(lm).__name__]
+    config.save_pretrained(directory)
+    if lm.can_generate() and lm.generation_config is not None:
+        lm.generation_config.save_pretrained(directory)
+    load_tokenizer(base).save_pretrained(directory)

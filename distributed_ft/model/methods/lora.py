@@ -1,0 +1,60 @@
+"""LoRA (Hu et al. 2021, arXiv:2106.09685), by PEFT: the base is frozen, small matrices beside it are trained."""
+
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import cast
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from distributed_ft.config.schema import LoraMethod
+from distributed_ft.errors import ConfigError
+
+
+def apply(model: PreTrainedModel, method: LoraMethod) -> nn.Module:
+    """The model with adapters in fp32 (whatever the base's dtype) on the target modules.
+
+    Raises ConfigError when a name in `target_modules` matches no linear layer.
+    """
+    targets = method.target_modules
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=method.rank,
+        lora_alpha=cast(int, method.alpha),  # PEFT's annotation is narrower than what it computes with
+        lora_dropout=method.dropout,
+        target_modules=targets if isinstance(targets, str) else _checked_targets(model, targets),
+    )
+    return cast(nn.Module, get_peft_model(model, config))
+
+
+def _checked_targets(model: nn.Module, targets: tuple[str, ...]) -> list[str]:
+    linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    known = {name.rpartition(".")[2] for name in linear}
+    for target in targets:
+        if target not in known and not any(name.endswith(f".{target}") for name in linear):
+            close = get_close_matches(target, known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ConfigError(
+                f"method.target_modules: {target!r} matches no linear layer{hint} "
+                f"(there are: {', '.join(sorted(known))})"
+            )
+    return list(targets)
+
+
+def saved_tensors(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """The adapter's tensors, under the names PEFT gives them in `adapter_model.safetensors`."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            yield name, name.replace(".default.", ".")
+
+
+def write_description(model: nn.Module, base: str, directory: Path) -> None:
+    """adapter_config.json, which names the base."""
+    config = cast(PeftModel, model).peft_config["default"]
+    config.base_model_name_or_path = base
+    training = config.inference_mode
+    config.inference_mode = True
+    config.save_pretrained(str(directory))
+    config.inference_mode = training
