@@ -1,0 +1,63 @@
+"""The two halves of a strategy that DDP and FSDP2 share: the optimizer step, and the state that resume needs."""
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_state_dict,
+)
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim import Optimizer
+
+from distributed_ft.parallel.strategy import StepInfo
+
+# Frozen weights come from the base, so they are neither written nor read.
+_TRAINED_ONLY = StateDictOptions(ignore_frozen_params=True, strict=False)
+
+
+def clip_and_step(optimizer: Optimizer, max_grad_norm: float | None, lr: float, usable: bool) -> StepInfo:
+    """Clip by the global norm, update with rate `lr`, zero the gradients.
+
+    Every rank sees the same norm (it is reduced over shards), so all skip a step with a non-finite one together.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
+    grad_norm = float(norm)
+    skipped = not (usable and math.isfinite(grad_norm))
+    if not skipped:
+        if max_grad_norm is not None:
+            clip_grads_with_norm_(parameters, max_grad_norm, norm)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return StepInfo(grad_norm, skipped)
+
+
+def save_state(model: nn.Module, optimizer: Optimizer, directory: Path) -> None:
+    """Trained parameters and optimizer state, by parameter name, each rank its shards (torch's DCP format)."""
+    parameters, moments = get_state_dict(model, optimizer, options=_TRAINED_ONLY)
+    state_dict_saver.save({"parameters": parameters, "optimizer": moments}, checkpoint_id=directory)
+
+
+def load_state(model: nn.Module, optimizer: Optimizer, directory: Path) -> None:
+    """Read what `save_state` wrote into `model` and `optimizer`, resharded to this world."""
+    parameters, moments = get_state_dict(model, optimizer, options=_TRAINED_ONLY)
+    state_dict_loader.load({"parameters": parameters, "optimizer": moments}, checkpoint_id=directory)
+    set_state_dict(model, optimizer, model_state_dict=parameters, optim_state_dict=moments, options=_TRAINED_ONLY)
+
+
+def on_main(tensor: Tensor, is_main: bool) -> Tensor:
+    """The tensor's values on the CPU of rank 0, an empty tensor elsewhere. A collective for a sharded tensor."""
+    value = tensor.detach()
+    if isinstance(value, DTensor):
+        value = value.full_tensor()
+    return value.cpu() if is_main else torch.empty(0)

@@ -1,0 +1,111 @@
+"""The processes of a run: who am I, how many are we, and the few words that we exchange beside gradients.
+
+A launcher (ours, torchrun, accelerate, srun) only has to set RANK, WORLD_SIZE, LOCAL_RANK and a rendezvous
+(MASTER_ADDR and MASTER_PORT, or DFT_RENDEZVOUS as an init-method URL). The group is formed here and nowhere else.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from distributed_ft.errors import ConfigError, FtError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among `size` processes. Words are exchanged through host memory (gloo), so no GPU waits."""
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Rank 0: it alone writes what is written once."""
+        return self.rank == 0
+
+    def sum(self, *values: float) -> tuple[float, ...]:
+        """Each value summed over all ranks, in fp64. A collective: every rank calls it."""
+        if self.size == 1:
+            return tuple(float(v) for v in values)
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor)
+        return tuple(tensor.tolist())
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        self.sum(0.0)
+
+    def from_main(self, value: Any) -> Any:
+        """Rank 0's picklable value, on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        return box[0]
+
+    def agree(self, problem: Exception | None) -> None:
+        """Raise on every rank when any rank has a problem, so that none waits in a collective for one that left.
+
+        Rank-local work that can fail (a full disk, a damaged file) ends with this call.
+        """
+        if self.size == 1:
+            problems = [problem]
+        else:
+            problems = [None] * self.size
+            dist.all_gather_object(problems, problem)
+        if problem is not None:
+            raise problem
+        for other in problems:
+            if other is not None:
+                raise other if isinstance(other, FtError | OSError) else RuntimeError(f"another rank failed: {other!r}")
+
+
+def rank_from_environment() -> tuple[int, int, int]:
+    """(RANK, WORLD_SIZE, LOCAL_RANK) as the launcher set them; (0, 1, 0) without a launcher."""
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    return rank, size, int(os.environ.get("LOCAL_RANK", str(rank)))
+
+
+@contextmanager
+def form_world(expected_size: int | None = None, timeout: timedelta = timedelta(minutes=10)) -> Iterator[World]:
+    """Join the process group for the time of the block.
+
+    Args:
+        expected_size: the size asked for; a launcher that started fewer (accelerate on CPU does) is an error.
+        timeout: how long a collective may wait for a rank.
+
+    Raises:
+        ConfigError: the world is not the one asked for, or there are fewer GPUs than local processes.
+    """
+    rank, size, local_rank = rank_from_environment()
+    if expected_size is not None and size != expected_size:
+        raise ConfigError(f"{expected_size} processes were asked for, but the launcher started {size}")
+    if torch.cuda.is_available():
+        if local_rank >= torch.cuda.device_count():
+            raise ConfigError(f"process {local_rank} of this node has no GPU: there are {torch.cuda.device_count()}")
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+        backend = "cpu:gloo,cuda:nccl"
+    else:
+        device, backend = torch.device("cpu"), "gloo"
+    dist.init_process_group(backend, init_method=_rendezvous(size), rank=rank, world_size=size, timeout=timeout)
+    try:
+        yield World(rank, size, local_rank, device)
+    finally:
+        dist.destroy_process_group()
+
+
+def _rendezvous(size: int) -> str:
+    if "DFT_RENDEZVOUS" in os.environ:
+        return os.environ["DFT_RENDEZVOUS"]
+    if size == 1 and "MASTER_ADDR" not in os.environ:
+        return "tcp://127.0.0.1:0"  # nobody else joins: any free port
+    return "env://"
