@@ -1,0 +1,91 @@
+"""`python -m distributed_ft.train RUN_DIR`: what every launcher starts, once a process.
+
+The run directory must exist (`dft train` makes it; `dft train --prepare-only` makes it and stops there). Data is ready
+before the process group is formed.
+"""
+
+import faulthandler
+import logging
+import os
+import sys
+from pathlib import Path
+
+from distributed_ft.errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, EXIT_USER, FtError, Stopped
+from distributed_ft.train.signals import StopRequest
+
+log = logging.getLogger("distributed_ft")
+
+
+def main() -> int:
+    """Exit codes: see `distributed_ft.errors`."""
+    if len(sys.argv) != 2:
+        print("usage: python -m distributed_ft.train RUN_DIR", file=sys.stderr)
+        return EXIT_USER
+    stop = StopRequest().listen()  # before the heavy imports: a request while loading is not lost
+    directory = Path(sys.argv[1])
+    rank = int(os.environ.get("RANK", "0"))
+    try:
+        _log_to(directory, rank)
+        train(directory, stop)
+    except Stopped as stopped:
+        return _end(rank, str(stopped), EXIT_STOPPED)
+    except FtError as error:
+        return _end(rank, f"dft: error: {error}", EXIT_USER)
+    except Exception:
+        log.exception("rank %d failed", rank)
+        return EXIT_FAULT
+    return EXIT_DONE
+
+
+def train(path: Path, stop: StopRequest) -> None:
+    """Train the run in `path` on the processes that the launcher started."""
+    from distributed_ft.artifacts import RunDirectory
+    from distributed_ft.config.load import load_resolved
+    from distributed_ft.model.load import quiet_libraries
+    from distributed_ft.parallel.world import form_world
+    from distributed_ft.train.fit import fit
+    from distributed_ft.train.preflight import data_for
+    from distributed_ft.train.run import open_run
+
+    quiet_libraries()
+    directory = RunDirectory(path)
+    config = load_resolved(directory.config)
+    data = data_for(config, directory)
+    with form_world() as world:
+        run = open_run(config, directory, data, world, stop)
+        log.info(
+            "rank %d of %d on %s: step %d of %d", world.rank, world.size, world.device, run.state.step, run.total_steps
+        )
+        try:
+            fit(run)
+        finally:
+            if run.metrics is not None:
+                run.metrics.close()
+
+
+def _log_to(directory: Path, rank: int) -> None:
+    """Everything that is logged, and the stacks of a crash, go to this rank's own file; errors to stderr too."""
+    logs = directory / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    path = logs / f"rank-{rank}.log"
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.setLevel(logging.INFO)
+    console = logging.StreamHandler()
+    console.setLevel(logging.ERROR)
+    root.handlers[:] = [handler, console]
+    logging.captureWarnings(True)
+    faulthandler.enable(path.open("a"))
+
+
+def _end(rank: int, message: str, code: int) -> int:
+    """One message for the user, from rank 0; the others keep theirs in their log."""
+    log.info("ends with exit code %d: %s", code, message)
+    if rank == 0:
+        print(message, file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""Everything about a run that can be known before any process group exists: the base, the targets, the data, the sizes.
+
+`dft check` prints it, `dft train` insists on it, and what it prepares (tokens) is what the ranks will read.
+"""
+
+import math
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from distributed_ft.artifacts import RunDirectory, read_json
+from distributed_ft.config.schema import FsdpStrategy, RunConfig
+from distributed_ft.data.order import Order
+from distributed_ft.data.prepare import prepare
+from distributed_ft.data.store import PreparedData, open_prepared
+from distributed_ft.errors import ConfigError, DataError
+from distributed_ft.model import methods
+from distributed_ft.model.load import DTYPES, build_empty, load_tokenizer, weights_problem
+from distributed_ft.train.schedule import warmup_steps
+from distributed_ft.train.trackers import check_installed
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The size of a run, in numbers. checkpoint_bytes: of one checkpoint, model and state."""
+
+    rows: int
+    rows_used: int
+    sequences_per_epoch: int
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: int
+    supervised_tokens: int
+    packing_efficiency: float
+    parameters_total: int
+    parameters_trainable: int
+    checkpoint_bytes: int
+    warnings: tuple[str, ...]
+
+
+def inspect(config: RunConfig, nproc: int) -> Inspection:
+    """Check the run as `check` does, and count. Raises as `check` does."""
+    data = check(config, nproc, fresh=True)
+    order = Order.of(config, data)
+    trainable, total = methods.parameter_counts(_adapted_shapes(config))
+    return Inspection(
+        rows=data.report["rows_in"],
+        rows_used=data.report["rows_used"],
+        sequences_per_epoch=order.num_packs(0),
+        steps_per_epoch=order.steps_per_epoch,
+        total_steps=order.total_steps,
+        warmup_steps=warmup_steps(config.optim, order.total_steps),
+        supervised_tokens=data.report["supervised_tokens"],
+        packing_efficiency=data.report["packing_efficiency"],
+        parameters_total=total,
+        parameters_trainable=trainable,
+        checkpoint_bytes=checkpoint_bytes(config, trainable),
+        warnings=tuple(_warnings(config, order, data)),
+    )
+
+
+def check(config: RunConfig, nproc: int, fresh: bool) -> PreparedData:
+    """Check what can be checked, and tokenise the data (or find it done).
+
+    Args:
+        config: the run.
+        nproc: how many processes it shall have.
+        fresh: it has no checkpoint yet; a resumed run may have any number of processes.
+
+    Raises:
+        ConfigError, DataError: naming the key or the file and line.
+    """
+    if fresh:
+        _check_batches(config, nproc)
+    if isinstance(config.strategy, FsdpStrategy):
+        _check_mesh(config.strategy, nproc)
+    check_installed(config.tracking)
+    problem = weights_problem(config.model.base)
+    if problem is not None:
+        raise ConfigError(f"model.base: {problem}")
+    data = prepare(config, load_tokenizer(config.model.base), cache_of(config))
+    _adapted_shapes(config)  # target modules that match nothing are found here, not after a queue
+    return data
+
+
+def cache_of(config: RunConfig) -> Path:
+    """Where tokenised data is kept, shared by all runs of a `runs_dir`."""
+    return Path(config.runs_dir) / ".cache" / "data"
+
+
+def record_data(run: RunDirectory, data: PreparedData) -> None:
+    """Tie the data to the run. Raises DataError when the run began with other data: resuming would change its order."""
+    manifest = run.data / "manifest.json"
+    if manifest.exists():
+        began_with = read_json(manifest)["digest"]
+        if began_with != data.digest:
+            raise DataError(
+                f"{run.path}: the training data changed since the run began (digest {began_with[:12]}, now "
+                f"{data.digest[:12]}); restore the files, or start under another name"
+            )
+    data.write(run.data)
+
+
+def data_for(config: RunConfig, run: RunDirectory) -> PreparedData:
+    """The run's prepared data. Where the cache is gone rank 0 makes it again, and the others look for it on disk: no
+    collective, so no time limit."""
+    manifest = run.data / "manifest.json"
+    while True:
+        try:
+            return open_prepared(manifest)
+        except DataError:
+            if int(os.environ.get("RANK", "0")) == 0:
+                data = prepare(config, load_tokenizer(config.model.base), cache_of(config))
+                record_data(run, data)
+                return data
+            time.sleep(0.5)
+
+
+def checkpoint_bytes(config: RunConfig, trainable: int) -> int:
+    """Size of one checkpoint: the saved weights, and fp32 parameters with AdamW's two moments for resume."""
+    saved = 4 if config.method.type == "lora" else DTYPES[config.model.dtype].itemsize
+    return trainable * (saved + 12)
+
+
+def _adapted_shapes(config: RunConfig) -> nn.Module:
+    return methods.apply(build_empty(config.model), config.method)
+
+
+def _check_batches(config: RunConfig, nproc: int) -> None:
+    step, micro = config.optim.global_batch_size, config.optim.micro_batch_size
+    if step % (micro * nproc) != 0:
+        raise ConfigError(
+            f"optim.global_batch_size: {step} is not a multiple of micro_batch_size {micro} x {nproc} processes; "
+            f"set it to {max(1, math.ceil(step / (micro * nproc))) * micro * nproc}, or micro_batch_size to "
+            f"{_largest_divisor(step, nproc, micro)}"
+        )
+
+
+def _largest_divisor(step: int, nproc: int, micro: int) -> str:
+    fitting = [m for m in range(1, micro + 1) if step % (m * nproc) == 0]
+    return str(fitting[-1]) if fitting else f"another number with {nproc} processes dividing {step}"
+
+
+def _check_mesh(strategy: FsdpStrategy, nproc: int) -> None:
+    replicate, shard = strategy.dp_replicate, strategy.dp_shard
+    if nproc % replicate or (shard is not None and replicate * shard != nproc):
+        raise ConfigError(
+            f"strategy: dp_replicate {replicate} x dp_shard {shard or 'the rest'} does not make {nproc} processes; "
+            f"start {replicate * (shard or 1)} with --nproc, or change the mesh"
+        )
+
+
+def _warnings(config: RunConfig, order: Order, data: PreparedData) -> list[str]:
+    warnings = [f"{f['id']}: {f['message']}" for f in data.report["findings"]]
+    if order.total_steps < 10:
+        warnings.append(
+            f"only {order.total_steps} optimizer steps: lower optim.global_batch_size or data.seq_len, or train longer"
+        )
+    if config.checkpoint.every > order.total_steps:
+        warnings.append(f"checkpoint.every {config.checkpoint.every}: there will be one checkpoint, at the last step")
+    if not config.evaluation.tasks:
+        warnings.append("evaluation.tasks is empty: nothing will say whether the task was learned")
+    if data.validation is None:
+        warnings.append("data.validation is not set: there will be no validation loss")
+    free = shutil.disk_usage(_existing(Path(config.runs_dir))).free
+    trainable, _ = methods.parameter_counts(_adapted_shapes(config))
+    needed = checkpoint_bytes(config, trainable) * (config.checkpoint.keep + 2)
+    if needed > free:
+        warnings.append(f"checkpoints may need {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free")
+    return warnings
+
+
+def _existing(path: Path) -> Path:
+    return next(p for p in [path, *path.parents] if p.exists())

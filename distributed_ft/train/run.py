@@ -1,0 +1,132 @@
+"""Putting a run together: from a run directory and a world to everything that `fit` needs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distributed_ft.artifacts import RunDirectory
+from distributed_ft.config.schema import RunConfig
+from distributed_ft.data.order import Order
+from distributed_ft.data.store import PreparedData, TokenStore
+from distributed_ft.errors import CheckpointError
+from distributed_ft.model import methods
+from distributed_ft.model.load import DTYPES, load_model, load_tokenizer
+from distributed_ft.model.token_loss import TokenLoss
+from distributed_ft.parallel.strategy import Strategy, make_strategy
+from distributed_ft.parallel.world import World
+from distributed_ft.train import checkpoint, flops
+from distributed_ft.train.checkpoint import TrainState
+from distributed_ft.train.clock import StepClock
+from distributed_ft.train.metrics import Metrics
+from distributed_ft.train.optim import make_optimizer
+from distributed_ft.train.signals import StopRequest
+from distributed_ft.train.trackers import open_trackers
+
+
+@dataclass
+class Run:
+    """A run on this rank, ready to train. `metrics` is None on all ranks but 0."""
+
+    config: RunConfig
+    directory: RunDirectory
+    world: World
+    order: Order
+    validation: TokenStore | None
+    token_loss: TokenLoss  # the module as built; its `.model` names the parameters
+    model: Callable[..., Tensor]  # the module to call: `token_loss`, wrapped by the strategy
+    strategy: Strategy
+    total_steps: int
+    state: TrainState
+    stop: StopRequest
+    metrics: Metrics | None = None
+    clock: StepClock = field(default_factory=StepClock)
+    last_saved: int = 0  # step of the newest checkpoint
+
+    def __post_init__(self) -> None:
+        self.last_saved = self.state.step
+
+
+def open_run(config: RunConfig, directory: RunDirectory, data: PreparedData, world: World, stop: StopRequest) -> Run:
+    """Load, adapt, shard; resume from the newest complete checkpoint if there is one. A collective.
+
+    Raises:
+        ConfigError: the model cannot be loaded, the mesh does not fit.
+        CheckpointError: there are checkpoints and none is complete.
+    """
+    order = Order.of(config, data)
+    token_loss = build(config, world)
+    strategy = make_strategy(config.strategy, world, config.optim.max_grad_norm, config.model.dtype == "bf16")
+    module = strategy.setup(token_loss, lambda m: make_optimizer(m, config.optim))
+    resumed = world.from_main(_newest_step(directory) if world.is_main else None)
+    if isinstance(resumed, Exception):
+        raise resumed
+    checkpoint.seed_rank(config.seed, 0, world)
+    state = TrainState()
+    if resumed is not None:
+        found = next(c for c in directory.all_checkpoints() if c.step == resumed)
+        state = checkpoint.load(found, strategy, world, config.seed)
+    run = Run(
+        config, directory, world, order, data.validation, token_loss, module, strategy, order.total_steps, state, stop
+    )
+    if world.is_main:
+        run.metrics = _open_metrics(run)
+    return run
+
+
+def build(config: RunConfig, world: World) -> TokenLoss:
+    """The model with its method applied and the loss around it, on the CPU, the same on every rank."""
+    compute = DTYPES[config.model.dtype]
+    torch.manual_seed(config.seed)  # adapters start the same everywhere
+    model = load_model(config.model, methods.storage_dtype(config.method, compute), world.device)
+    adapted = methods.apply(model, config.method)
+    return TokenLoss(adapted, autocast=compute if compute is torch.bfloat16 else None)
+
+
+def _newest_step(directory: RunDirectory) -> int | CheckpointError | None:
+    try:
+        newest = directory.newest_complete()
+    except CheckpointError as error:
+        return error
+    return None if newest is None else newest.step
+
+
+def _open_metrics(run: Run) -> Metrics:
+    config, start = run.config, run.state.step
+    trackers = open_trackers(config, run.directory, start + 1)
+    metrics = Metrics(run.directory, trackers, start, run.total_steps)
+    trainable, total = methods.parameter_counts(run.token_loss)
+    if run.world.device.type == "cuda":
+        base_config = run.token_loss.model.config
+        metrics.flops_per_token = flops.flops_per_token(base_config, total, trainable, config.data.seq_len)
+        peak = flops.peak_flops(torch.cuda.get_device_name(run.world.device))
+        metrics.peak_flops = peak * run.world.size if peak is not None else None
+    if start == 0:
+        metrics.settings(
+            {"world_size": run.world.size, "trainable_parameters": trainable, **_flat(config.model_dump())}
+        )
+        metrics.text(0, "samples/train", _sample_text(run))
+    return metrics
+
+
+def _sample_text(run: Run) -> str:
+    """Three rows as the model sees them: what is supervised stands in bold."""
+    tokenizer = load_tokenizer(run.config.model.base)
+    rows = []
+    store = run.order.prepared.train[0]
+    for index in range(min(3, len(store))):
+        tokens, supervised = store.example(index)
+        prompt = tokenizer.decode([t for t, s in zip(tokens, supervised, strict=True) if not s])
+        answer = tokenizer.decode([t for t, s in zip(tokens, supervised, strict=True) if s])
+        rows.append(f"row `{store.id(index)}`\n\n```\n{prompt}\n```\nsupervised:\n```\n{answer}\n```\n")
+    return "\n".join(rows)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat

@@ -1,0 +1,46 @@
+"""`dft demo`: the main job on the embedded model, from run.yaml to verdict, and what to look at afterwards."""
+
+import time
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from distributed_ft.artifacts import RunDirectory, read_json
+from distributed_ft.config.load import load
+from launcher import local
+
+_ONLY_TICKETS = ("name=demo-no-replay", "data.train=[{path: shipped:tickets/train.jsonl}]")
+
+
+def demo(no_replay: bool, nproc: int, runs_dir: Path) -> int:
+    """Train, judge and report; returns an exit code.
+
+    Args:
+        no_replay: leave the general data out of the mix, to see what the model forgets.
+        nproc: processes that share the model (FSDP2).
+        runs_dir: where the run directory goes; by default `runs/` in the working directory.
+    """
+    began = time.monotonic()
+    overrides = [*(_ONLY_TICKETS if no_replay else ()), f"runs_dir={runs_dir}"]
+    with as_file(files("distributed_ft") / "assets" / "demo.yaml") as path:
+        loaded = load(path, overrides)
+    run = RunDirectory(Path(loaded.config.runs_dir) / loaded.config.name)
+    print(f"training LoRA on {nproc} FSDP processes: support tickets -> JSON{'' if no_replay else ', with replay'}")
+    code = local.train(loaded, nproc)
+    if code == 0:
+        print("\njudging the base, the base with examples, and every checkpoint")
+        code = local.evaluate(run.path)
+    if code == 0:
+        _conclude(run, time.monotonic() - began)
+    return code
+
+
+def _conclude(run: RunDirectory, seconds: float) -> None:
+    from distributed_ft.evaluation import report
+
+    report.write(run.path)
+    summary = read_json(run.report("json"))
+    print(f"\nverdict: {summary['verdict']}")
+    print(f"report:      {run.report('html')}")
+    print(f"curves:      tensorboard --logdir {run.tensorboard}")
+    print(f"talk to it:  dft chat {run.path}")
+    print(f"({seconds:.0f} s)")

@@ -1,0 +1,206 @@
+"""Runs a training or an evaluation on this machine, and reports its exit code.
+
+The ranks are our own children, each in one session of their own: Ctrl-C reaches this process alone, which passes it on
+as a request to stop, and the code with which the ranks end (0, 1, 2 or 75) is the code of the command. torchrun and
+accelerate would replace it by their own (docs/adr/0002).
+"""
+
+import ctypes
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from distributed_ft.artifacts import RunDirectory, write_atomic
+from distributed_ft.config.load import LoadedRun, differences, load_resolved, resolved_json
+from distributed_ft.config.schema import RunConfig
+from distributed_ft.errors import EXIT_FAULT, EXIT_STOPPED, CheckpointError, ConfigError
+from launcher.plan import LaunchPlan, Process, local_plan, torchrun_command
+
+GRACE_SECONDS = 30.0  # for the other ranks to end after one has failed
+_KILLED_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
+
+
+def train(loaded: LoadedRun, nproc: int, prepare_only: bool = False) -> int:
+    """Train a run.yaml: start it, or go on where its run directory stands. Returns the exit code.
+
+    Raises:
+        ConfigError, DataError: something in the run.yaml or its data is wrong; no run directory is left behind.
+        CheckpointError: the run directory cannot be continued.
+    """
+    config = loaded.config
+    run = RunDirectory(Path(config.runs_dir) / config.name)
+    if run.config.exists():
+        _refuse_other_config(run, config)
+    elif run.checkpoints.exists():
+        raise CheckpointError(f"{run.path}: has checkpoints but no config.json; restore it, or choose another name")
+    _prepare(run, config, loaded.text, nproc)
+    if prepare_only:
+        print(f"prepared {run.path}; start it with:\n  {torchrun_command(run.path, nproc)}")
+        return 0
+    return _launch_training(run, nproc)
+
+
+def resume(path: Path, nproc: int) -> int:
+    """Continue the run in a run directory. Returns the exit code; raises as `train` does."""
+    run = RunDirectory(path)
+    config = load_resolved(run.config)
+    _prepare(run, config, None, nproc)
+    return _launch_training(run, nproc)
+
+
+def evaluate(path: Path, checkpoints: str = "all") -> int:
+    """Score the base, the base with examples, and the checkpoints of a run, in a process of its own."""
+    run = RunDirectory(path)
+    if not run.config.exists():
+        raise CheckpointError(f"{path}: not a run directory (no config.json)")
+    arguments = (str(path), "--checkpoints", checkpoints)
+    process = Process((sys.executable, "-m", "distributed_ft.evaluation", *arguments), {})
+    return run_plan(LaunchPlan((process,)), run)
+
+
+def _refuse_other_config(run: RunDirectory, config: RunConfig) -> None:
+    different = differences(load_resolved(run.config), config)
+    if different:
+        raise ConfigError(
+            f"{run.path}: holds a run of another config; choose another name, or delete that directory:\n  "
+            + "\n  ".join(different)
+        )
+
+
+def _prepare(run: RunDirectory, config: RunConfig, text: str | None, nproc: int) -> None:
+    """Check everything that can be known before ranks exist; only then make the run directory.
+
+    What this call made is removed again if it cannot be completed (a full disk).
+    """
+    from distributed_ft.train import preflight
+
+    run.newest_complete()  # damaged checkpoints are refused here, before anything is loaded
+    data = preflight.check(config, nproc, fresh=not run.checkpoints.exists())
+    fresh = not run.path.exists()
+    try:
+        preflight.record_data(run, data)
+        if text is not None:
+            write_atomic(run.run_yaml, text)
+            write_atomic(run.config, resolved_json(config))
+    except OSError:
+        if fresh:
+            shutil.rmtree(run.path, ignore_errors=True)
+        raise
+
+
+def _launch_training(run: RunDirectory, nproc: int) -> int:
+    rendezvous = run.path / f".rendezvous-{os.getpid()}"
+    with _only_one(run) as lock:
+        try:
+            return run_plan(local_plan("distributed_ft.train", (str(run.path),), nproc, rendezvous), run, lock)
+        finally:
+            rendezvous.unlink(missing_ok=True)
+
+
+@contextmanager
+def _only_one(run: RunDirectory) -> Iterator[IO[str]]:
+    """Hold the run directory's lock. The ranks inherit it, so it is free only when all of them are gone."""
+    with (run.path / ".lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise CheckpointError(
+                f"{run.path}: another training is running there ({lock.read().strip() or 'process unknown'})"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()}\n")
+        lock.flush()
+        yield lock
+
+
+def run_plan(plan: LaunchPlan, run: RunDirectory, lock: IO[str] | None = None) -> int:
+    """Start the processes of a plan, pass requests to stop on to them, wait, and give the code of the first to fail.
+
+    Rank 0 writes to this terminal, the others to `logs/rank-N.out`. When one fails the others are ended within
+    GRACE_SECONDS; when this process dies they are ended by the kernel.
+    """
+    run.logs.mkdir(parents=True, exist_ok=True)
+    children: list[subprocess.Popen[bytes]] = []
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        for child in children:
+            if child.poll() is None:
+                child.send_signal(signal.SIGTERM)
+
+    former = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for rank, process in enumerate(plan.processes):
+            children.append(_start(process, run, rank, lock))
+        return _wait(children, run)
+    finally:
+        for child in children:
+            if child.poll() is None:
+                child.kill()
+            child.wait()
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _start(process: Process, run: RunDirectory, rank: int, lock: IO[str] | None) -> subprocess.Popen[bytes]:
+    output = None if rank == 0 else (run.logs / f"rank-{rank}.out").open("ab")
+    try:
+        return subprocess.Popen(
+            process.argv,
+            env={**os.environ, **process.env},
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            pass_fds=(lock.fileno(),) if lock is not None else (),
+            preexec_fn=_die_with_parent,
+        )
+    finally:
+        if output is not None:
+            output.close()
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_KILLED_WITH_PARENT, signal.SIGKILL)
+
+
+def _wait(children: list[subprocess.Popen[bytes]], run: RunDirectory) -> int:
+    deadline = None
+    while True:
+        codes = [child.poll() for child in children]
+        failed = [(rank, code) for rank, code in enumerate(codes) if code]
+        if None not in codes:
+            return _outcome(failed, run)
+        if failed and deadline is None:
+            deadline = time.monotonic() + GRACE_SECONDS
+            first = failed
+        if deadline is not None and (time.monotonic() > deadline or first[0][1] not in (EXIT_STOPPED, 2)):
+            time.sleep(0.5)  # the others may be writing their last words
+            for child in children:
+                if child.poll() is None:
+                    child.kill()
+            for child in children:
+                child.wait()
+            return _outcome(first, run)
+        time.sleep(0.05)
+
+
+def _outcome(failed: list[tuple[int, int]], run: RunDirectory) -> int:
+    if not failed:
+        return 0
+    rank, code = failed[0]
+    if code < 0:
+        name = signal.Signals(-code).name
+        print(f"dft: rank {rank} was ended by {name}; continue with: dft train {run.path}", file=sys.stderr)
+        return EXIT_FAULT
+    if code == EXIT_FAULT and rank > 0:
+        print(f"dft: rank {rank} failed; see {run.logs / f'rank-{rank}.log'}", file=sys.stderr)
+    return code
