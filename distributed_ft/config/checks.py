@@ -1,0 +1,232 @@
+"""What the types cannot say: keys that must fit one another, and paths that must exist."""
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from distributed_ft.config.document import Key, Problem, dotted
+from distributed_ft.config.schema import FsdpStrategy, RunConfig, Source
+
+# os.path's questions are asked here, not pathlib's: they answer no where pathlib raises (a name that is too long).
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+GENERAL = "general"  # the task name of the shipped general suite
+_SHIPPED = "shipped:"
+_LONGEST_NAME = 200  # characters; file systems allow 255 bytes, and a suffix may be needed
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
+
+def problems(config: RunConfig, folder: Path) -> list[Problem]:
+    """Everything that is wrong with a config whose types are right; `folder` is what its paths are relative to."""
+    checks: tuple[Callable[[RunConfig, Path], Iterator[Problem]], ...] = (
+        _batch_sizes,
+        _steps,
+        _sharding,
+        _attention,
+        _weights,
+        _names,
+        _runs_dir,
+        _base,
+        _files,
+    )
+    return [problem for check in checks for problem in check(config, folder)]
+
+
+# --- paths ---------------------------------------------------------------------------------------------------------
+
+
+def resolve(path: str, folder: Path) -> Path:
+    """Absolute path of what run.yaml calls `path`: `shipped:NAME`, `~/…`, or relative to run.yaml's folder."""
+    if path.startswith(_SHIPPED):
+        return ASSETS / path.removeprefix(_SHIPPED)
+    return Path(os.path.abspath(folder / os.path.expanduser(path)))
+
+
+def runs_dir(config: RunConfig) -> Path:
+    """Absolute; relative to the working directory, as it is where the command is given that a run belongs."""
+    return Path(os.path.abspath(os.path.expanduser(config.runs_dir)))
+
+
+def is_hub_id(base: str, folder: Path) -> bool:
+    """Whether `model.base` is a hub id: it has the form of one, and no such directory is there."""
+    looks_like_path = base.startswith((".", "/", "~", _SHIPPED)) or not _HUB_ID.fullmatch(base)
+    return not looks_like_path and not os.path.isdir(resolve(base, folder))
+
+
+def file_paths(config: RunConfig) -> Iterator[tuple[Key, str]]:
+    """Every data, task and schema file that the config names, by key; `general: shipped` is a word, not a path."""
+    train = config.data.train
+    if isinstance(train, str):
+        yield ("data", "train"), train
+    else:
+        for index, entry in enumerate(train):
+            key: Key = ("data", "train", index)
+            yield ((*key, "path"), entry.path) if isinstance(entry, Source) else (key, entry)
+    if isinstance(config.data.validation, str):
+        yield ("data", "validation"), config.data.validation
+    for index, task in enumerate(config.evaluation.tasks):
+        yield ("evaluation", "tasks", index, "path"), task.path
+        if task.json_schema is not None:
+            yield ("evaluation", "tasks", index, "schema"), task.json_schema
+    for index, general in enumerate(config.evaluation.general):
+        if general != "shipped":
+            yield ("evaluation", "general", index), general
+
+
+def general_name(entry: str) -> str:
+    """Task name of an entry of `evaluation.general`: `general` for the shipped suite, else the file's stem."""
+    return GENERAL if entry == "shipped" else Path(entry.removeprefix(_SHIPPED)).stem
+
+
+# --- keys that must fit --------------------------------------------------------------------------------------------
+
+
+def _batch_sizes(config: RunConfig, _: Path) -> Iterator[Problem]:
+    whole, micro = config.optim.global_batch_size, config.optim.micro_batch_size
+    if whole % micro:
+        # Both neighbours are multiples of micro; below micro itself there is none.
+        near = [n for n in (whole - whole % micro, whole - whole % micro + micro) if n]
+        yield Problem(
+            ("optim", "global_batch_size"),
+            f"{whole} is not a multiple of micro_batch_size {micro}; make it {' or '.join(map(str, near))}",
+            also=(("optim", "micro_batch_size"),),
+        )
+
+
+def _steps(config: RunConfig, _: Path) -> Iterator[Problem]:
+    warmup, steps = config.optim.warmup_steps, config.optim.max_steps
+    if warmup is not None and steps is not None and warmup >= steps:
+        yield Problem(
+            ("optim", "warmup_steps"),
+            f"{warmup} must be less than max_steps {steps}, or the peak rate is never reached",
+            also=(("optim", "max_steps"),),
+        )
+
+
+def _sharding(config: RunConfig, _: Path) -> Iterator[Problem]:
+    strategy = config.strategy
+    if isinstance(strategy, FsdpStrategy) and strategy.dp_shard == 1 and strategy.dp_replicate > 1:
+        yield Problem(
+            ("strategy", "dp_shard"),
+            "1 shards nothing; write strategy: {type: ddp}, or a dp_shard of 2 or more",
+            also=(("strategy", "dp_replicate"),),
+        )
+
+
+def _attention(config: RunConfig, _: Path) -> Iterator[Problem]:
+    if config.model.attention == "flash_attention_2" and config.model.dtype == "fp32":
+        yield Problem(
+            ("model", "attention"),
+            "'flash_attention_2' computes in bf16 only; write dtype: bf16, or attention: sdpa",
+            also=(("model", "dtype"),),
+        )
+
+
+def _weights(config: RunConfig, _: Path) -> Iterator[Problem]:
+    train = config.data.train
+    if isinstance(train, str):
+        return
+    weighted = [isinstance(entry, Source) and entry.weight is not None for entry in train]
+    if any(weighted) and not all(weighted):
+        index = weighted.index(False)
+        yield Problem(
+            ("data", "train", index),
+            "has no weight, but other files have; give every file one ({path: …, weight: …}), or none",
+            also=(("data", "train"),),
+        )
+
+
+def _names(config: RunConfig, _: Path) -> Iterator[Problem]:
+    seen: dict[str, Key] = {}
+    for index, entry in enumerate(config.evaluation.general):
+        key: Key = ("evaluation", "general", index)
+        name = general_name(entry)
+        if name in seen:
+            yield Problem(key, f"{entry!r} would be scored as {name!r}, as {dotted(seen[name])} is; rename the file")
+        elif name == GENERAL and entry != "shipped":
+            yield Problem(key, f"{entry!r}: the name {GENERAL!r} is kept for the shipped suite; rename the file")
+        else:
+            seen[name] = key
+    for index, task in enumerate(config.evaluation.tasks):
+        key = ("evaluation", "tasks", index, "name")
+        if task.name == GENERAL:
+            yield Problem(key, f"{task.name!r} is kept for the general suite; choose another name")
+        elif task.name in seen:
+            yield Problem(key, f"{task.name!r} is taken by {dotted(seen[task.name])}; choose another name")
+        else:
+            seen[task.name] = key
+
+
+# --- what must exist -----------------------------------------------------------------------------------------------
+
+
+def _runs_dir(config: RunConfig, _: Path) -> Iterator[Problem]:
+    if len(config.name) > _LONGEST_NAME:
+        yield Problem(
+            ("name",), f"has {len(config.name)} characters, and at most {_LONGEST_NAME} make a directory name"
+        )
+        return
+    run = runs_dir(config) / config.name
+    existing = next(p for p in (run, *run.parents) if os.path.exists(p))
+    if not existing.is_dir():
+        yield Problem(("runs_dir",), f"{existing}: is a file, and must be a directory")
+
+
+def _base(config: RunConfig, folder: Path) -> Iterator[Problem]:
+    base = config.model.base
+    if is_hub_id(base, folder):
+        return
+    directory = resolve(base, folder)
+    if not os.path.isdir(directory):
+        wrong = (
+            "is a file; give the directory it is in" if os.path.exists(directory) else _missing(directory, "directory")
+        )
+        yield Problem(("model", "base"), f"{directory}: {wrong}")
+        return
+    lacking = []
+    if not (directory / "config.json").is_file():
+        lacking.append("config.json")
+    if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
+        lacking.append("tokenizer files (tokenizer.json)")
+    if not any(directory.glob("*.safetensors")):
+        lacking.append("weights (*.safetensors)")
+    if lacking:
+        adapter = (directory / "adapter_config.json").is_file()
+        remedy = "it holds an adapter; give the base model" if adapter else "save a model there with save_pretrained"
+        yield Problem(("model", "base"), f"{directory}: lacks {' and '.join(lacking)}; {remedy}")
+
+
+def _files(config: RunConfig, folder: Path) -> Iterator[Problem]:
+    for key, text in file_paths(config):
+        path = resolve(text, folder)
+        if os.path.isdir(path):
+            yield Problem(key, f"{path}: is a directory, not a file")
+        elif not os.path.isfile(path):
+            yield Problem(key, f"{path}: {_missing(path, 'file')}")
+        elif not os.access(path, os.R_OK):
+            yield Problem(key, f"{path}: cannot be read; you lack the permission")
+        elif key[-1] == "schema":
+            yield from _schema_file(key, path)
+
+
+def _schema_file(key: Key, path: Path) -> Iterator[Problem]:
+    try:
+        schema = json.loads(path.read_bytes())
+    except ValueError as error:
+        yield Problem(key, f"{path}: not valid JSON ({error})")
+        return
+    if not isinstance(schema, dict):
+        yield Problem(key, f"{path}: not a JSON Schema: it must be an object, {{…}}")
+
+
+def _missing(path: Path, kind: str) -> str:
+    """`no such file`, and the name beside it that was probably meant."""
+    try:
+        beside = {p.stem: p.name for p in path.parent.iterdir()} if os.path.isdir(path.parent) else {}
+    except OSError:
+        beside = {}
+    close = difflib.get_close_matches(path.stem, beside, n=1, cutoff=0.7)
+    return f"no such {kind}" + (f"; did you mean {beside[close[0]]}?" if close else "")

@@ -1,0 +1,285 @@
+"""pydantic's errors about a run.yaml in plain words: the key as the user wrote it, the value, the remedy."""
+
+import difflib
+from collections.abc import Iterator
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from distributed_ft.config import compat
+from distributed_ft.config.document import Document, Key, Problem, dotted, holds
+from distributed_ft.config.schema import RunConfig
+
+# Keys of type A | B: which branch a value of a JSON type means, and what to write instead of anything else.
+_UNIONS: dict[str, tuple[dict[type, str], str]] = {
+    "data.train": ({str: "str", list: "tuple"}, "a path or a list of paths, for example [train.jsonl, general.jsonl]"),
+    "data.train[]": ({str: "str", dict: "Source"}, "a path or {path: …, weight: …}"),
+    "data.validation": ({str: "str", int: "constrained", float: "constrained"}, "a path or a fraction such as 0.1"),
+    "method.target_modules": ({list: "tuple"}, "all-linear or a list of module names, for example [q_proj, v_proj]"),
+}
+
+_BOUNDS = {
+    "greater_than": "greater than",
+    "greater_than_equal": "at least",
+    "less_than": "less than",
+    "less_than_equal": "at most",
+}
+
+# What the same thing is called elsewhere.
+_ELSEWHERE = {
+    "learning_rate": "optim.lr",
+    "lr_scheduler_type": "optim.schedule",
+    "scheduler": "optim.schedule",
+    "batch_size": "optim.micro_batch_size",
+    "per_device_train_batch_size": "optim.micro_batch_size",
+    "gradient_accumulation_steps": "optim.global_batch_size",
+    "num_train_epochs": "optim.epochs",
+    "num_epochs": "optim.epochs",
+    "adam_epsilon": "optim.eps",
+    "r": "method.rank",
+    "lora_r": "method.rank",
+    "lora_rank": "method.rank",
+    "lora_alpha": "method.alpha",
+    "lora_dropout": "method.dropout",
+    "max_length": "data.seq_len",
+    "max_seq_length": "data.seq_len",
+    "max_seq_len": "data.seq_len",
+    "sequence_length": "data.seq_len",
+    "model_name_or_path": "model.base",
+    "base_model": "model.base",
+    "bf16": "model.dtype",
+    "output_dir": "runs_dir",
+    "save_steps": "checkpoint.every",
+    "save_total_limit": "checkpoint.keep",
+    "eval_steps": "evaluation.validation_every",
+    "report_to": "tracking",
+}
+
+
+def explain(error: ValidationError, document: Document) -> list[Problem]:
+    """One problem for each thing that the user has to change."""
+    found = (_problem(details, document) for details in error.errors(include_url=False))
+    return list(dict.fromkeys(problem for problem in found if problem))
+
+
+def surface(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every key that a run.yaml can have, dotted, with its field; `[]` stands for an index."""
+    for name, info in fields(model).items():
+        inner = _models(info.annotation)
+        if not inner or str in _members(info.annotation):
+            yield f"{prefix}{name}", info
+        many = "[]" if _is_list(info.annotation) else ""
+        for section in inner:
+            yield from surface(section, f"{prefix}{name}{many}.")
+
+
+def fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """A section's keys as they are written (`schema`, not `json_schema`)."""
+    return {info.alias or name: info for name, info in model.model_fields.items()}
+
+
+# --- where an error is ---------------------------------------------------------------------------------------------
+
+
+def _problem(details: ErrorDetails, document: Document) -> Problem | None:
+    """None for an error of a branch of a union that the user did not mean."""
+    key: Key = ()
+    value: Any = document.value
+    loc = details["loc"]
+    for position, step in enumerate(loc):
+        last = position == len(loc) - 1
+        if holds(value, step):
+            key, value = (*key, step), value[step]
+        elif last and details["type"] == "missing":
+            return _missing(key, step, document)
+        else:  # pydantic's tag of a branch, not a key
+            branches, wanted = _UNIONS.get(_pattern(key), ({}, ""))
+            if wanted and type(value) not in branches:
+                return Problem(key, f"{_show(value)} is neither {wanted.replace(' or ', ' nor ', 1)}")
+            if wanted and not str(step).startswith(branches[type(value)]):
+                return None
+    return Problem(*_words(details, key, value, document))
+
+
+def _pattern(key: Key) -> str:
+    return dotted(tuple("[]" if isinstance(step, int) else step for step in key)).replace(".[]", "[]")
+
+
+def _missing(key: Key, step: str | int, document: Document) -> Problem:
+    if isinstance(step, int):
+        return Problem(key, f"has {step} values, and needs more")
+    section = _section(key, document)
+    description = (fields(section)[step].description or "") if section else ""
+    return Problem((*key, step), "is missing" + (f"; {description[0].lower()}{description[1:]}" if description else ""))
+
+
+def _section(key: Key, document: Document) -> type[BaseModel] | None:
+    """The model of the section at `key`; of several, the one that the section's `type` names."""
+    model: type[BaseModel] = RunConfig
+    for depth, step in enumerate(key):
+        if isinstance(step, int):
+            continue
+        info = fields(model).get(step)
+        models = _models(info.annotation) if info else []
+        if not models:
+            return None
+        written = document.at(key[: depth + 1])
+        kind = written.get("type") if isinstance(written, dict) else None
+        model = next((m for m in models if _is_type(m, kind)), models[0])
+    return model
+
+
+def _is_type(model: type[BaseModel], kind: Any) -> bool:
+    """Whether a section with `type: kind` is of this model; None: with no type, so of the one that is the default."""
+    info = model.model_fields.get("type")
+    if info is None:
+        return True
+    return not info.is_required() if kind is None else kind in _choices(info)
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The sections in an annotation such as `tuple[str | Source, ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for inner in get_args(annotation) for model in _models(inner)]
+
+
+def _members(annotation: Any) -> list[Any]:
+    return [annotation, *(member for inner in get_args(annotation) for member in _members(inner))]
+
+
+def _is_list(annotation: Any) -> bool:
+    return any(get_origin(member) is tuple for member in _members(annotation))
+
+
+def _choices(info: FieldInfo | None) -> list[Any]:
+    """The words of a Literal field."""
+    members = _members(info.annotation) if info else []
+    return [word for member in members if get_origin(member) is Literal for word in get_args(member)]
+
+
+# --- what is wrong -------------------------------------------------------------------------------------------------
+
+
+def _words(details: ErrorDetails, key: Key, value: Any, document: Document) -> tuple[Key, str]:
+    context = details.get("ctx", {})
+    match details["type"]:
+        case "extra_forbidden":
+            return key, _unknown_key(key, value, document)
+        case "union_tag_invalid":
+            value = value["type"]
+            return (*key, "type"), _unknown_choice((*key, "type"), value, str(context["expected_tags"]))
+        case "literal_error" if value is not None:
+            return key, _unknown_choice(key, value, str(context["expected"]))
+        case "model_type" | "dict_type":
+            held = "is empty" if value is None else f"{_show(value)} is not a section of keys"
+            section = _section(key, document)
+            example = "type: …" if section and "type" in section.model_fields else "key: value"
+            return key, f"{held}; write `{key[-1]}: {{{example}}}`, or remove the line"
+    if value is None:
+        return key, "null is not a value for it; remove the line to have the default"
+    return key, _wrong_value(details["type"], value, context, details["msg"])
+
+
+def _wrong_value(kind: str, value: Any, context: dict[str, Any], fallback: str) -> str:
+    shown = _show(value)
+    unquoted = "; write it without quotes" if isinstance(value, str) and _is_number(value) else ""
+    match kind:
+        case "int_type" | "int_from_float" | "int_parsing":
+            whole = f"; write {int(value)}" if isinstance(value, float) and value.is_integer() else unquoted
+            return f"{shown} is not a whole number{whole}"
+        case "float_type" | "float_parsing":
+            return f"{shown} is not a number{unquoted}"
+        case "bool_type":
+            return f"{shown} is neither true nor false"
+        case "string_type":
+            quoted = f'; write it in quotes: "{shown}"' if isinstance(value, bool | int | float) else ""
+            return f"{shown} is not text{quoted}"
+        case "tuple_type":
+            return f"{shown} is not a list; write [{value}]" if isinstance(value, str) else f"{shown} is not a list"
+        case "finite_number":
+            return f"{shown} is not a finite number"
+        case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
+            return f"{shown} must be {_BOUNDS[kind]} {next(iter(context.values())):.10g}"
+        case "too_long":
+            return f"has {context['actual_length']} values, and needs {context['max_length']}"
+        case "too_short" | "string_too_short":
+            return "is empty"
+        case "string_pattern_mismatch":
+            return f"{shown} may hold only letters, digits, '.', '_' and '-', and begins with a letter or a digit"
+    return f"{shown}: {fallback}"
+
+
+def _unknown_key(key: Key, value: Any, document: Document) -> str:
+    name = str(key[-1])
+    section = _section(key[:-1], document)
+    known = list(fields(section)) if section else []
+    if ":" in name and value is None:
+        return f"unknown key; write a space after the colon: {name.replace(':', ': ', 1)}"
+    foreign = _belongs_to_another_type(key, value, document)
+    if foreign:
+        return foreign
+    if name in _ELSEWHERE:
+        return f"unknown key; did you mean {_nearest_name(_ELSEWHERE[name], key)!r}?"
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if close:
+        return f"unknown key; did you mean {close[0]!r}?"
+    for other, _ in surface():
+        if "[]" not in other and other.rsplit(".", 1)[-1] == name:
+            return f"unknown key; did you mean {other!r}?"
+    return f"unknown key; {dotted(key[:-1]) or 'run.yaml'} has the keys {', '.join(known)}"
+
+
+def _nearest_name(other: str, key: Key) -> str:
+    """`rank` for `method.rank` within `method`."""
+    section = dotted(key[:-1])
+    return other.removeprefix(f"{section}.") if section else other
+
+
+def _belongs_to_another_type(key: Key, value: Any, document: Document) -> str | None:
+    """`method.rank` under `type: full`, and the like."""
+    if len(key) != 2 or key[0] not in ("method", "strategy"):
+        return None
+    mine = _section(key[:1], document)
+    for model in _models(RunConfig.model_fields[str(key[0])].annotation):
+        if model is not mine and mine and key[1] in fields(model):
+            theirs, chosen = _choices(model.model_fields["type"])[0], _choices(mine.model_fields["type"])[0]
+            if document.at((key[0], "type")) is None:
+                return f"{_show(value)} belongs to type {theirs!r}; add `type: {theirs}` to {key[0]}"
+            remedy = f"remove it, or replace the whole section: '{key[0]}={{type: {chosen}}}'"
+            return f"{_show(value)} belongs to type {theirs!r}, not to {chosen!r}; {remedy}"
+    return None
+
+
+def _unknown_choice(key: Key, value: Any, expected: str) -> str:
+    reason = compat.reason(_pattern(key), value) if isinstance(value, str) else None
+    if reason:
+        return f"{_show(value)}: {reason}"
+    choices = expected.replace(" or ", ", ").replace("'", "").split(", ")
+    close = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.6)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{_show(value)} is not a choice; {hint}choices: {', '.join(choices)}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _show(value: Any) -> str:
+    """A value as it is written in YAML, shortened to about a line."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return "a list"
+    if isinstance(value, dict):
+        return "a mapping"
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "…"

@@ -1,0 +1,172 @@
+"""From `run.yaml` and overrides to a frozen `RunConfig`: every problem at once, each with its key, value and remedy."""
+
+import copy
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from distributed_ft.config import checks
+from distributed_ft.config.document import Key, Problem, holds, override, read
+from distributed_ft.config.explain import explain
+from distributed_ft.config.presets import preset_values, with_preset
+from distributed_ft.config.schema import RunConfig
+from distributed_ft.errors import CheckpointError, ConfigError
+
+_DEFAULT_TYPES = {"method": "lora", "strategy": "ddp"}
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run.yaml that holds: `config` has absolute paths, `text` is what the user wrote."""
+
+    config: RunConfig
+    source: Path  # the run.yaml, as it was given
+    text: str
+    preset_values: dict[str, Any]  # dotted key -> the preset's value, whether the user's own key beats it or not
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRun:
+    """Read, override, check and resolve a run.yaml.
+
+    Paths in it, and in overrides, are relative to its folder; `runs_dir` is relative to the working directory.
+
+    Raises:
+        ConfigError: with a line for each thing that is wrong.
+    """
+    source = Path(path)
+    text, document = read(source)
+    malformed = override(document, overrides)
+    folder = source.absolute().parent
+    tree = _completed(document.value)
+    found: list[Problem] = []
+    try:
+        config = _validated(tree)
+    except ValidationError as error:
+        found = explain(error, document)
+        config = None
+    found += _checked(tree, folder, found)
+    found.sort(key=lambda problem: document.line(problem.key) or 0)
+    if malformed or found or config is None:
+        raise ConfigError("\n".join([*malformed, *map(document.render, found)]))
+    return LoadedRun(_absolute(config, folder), source, text, preset_values(document.value))
+
+
+def load_resolved(path: str | Path) -> RunConfig:
+    """The config of a run directory, from its `config.json`. Raises CheckpointError when that is missing or damaged."""
+    try:
+        return RunConfig.model_validate_json(Path(path).read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise CheckpointError(
+            f"{path}: not the config of a run: {where}: {first['msg'].lower()}; was it written by another version?"
+        ) from None
+
+
+def resolved_json(config: RunConfig) -> str:
+    """The text of `config.json`: every key, nulls kept."""
+    return config.model_dump_json(indent=2) + "\n"
+
+
+def differences(a: RunConfig, b: RunConfig) -> list[str]:
+    """Each field in which the run directory's config `a` is not `b`; `runs_dir` may differ, as a directory may move."""
+    before, now = dict(_leaves(a.model_dump(mode="json"))), dict(_leaves(b.model_dump(mode="json")))
+    absent = object()
+
+    def shown(value: object) -> str:
+        return "nothing" if value is absent else json.dumps(value, ensure_ascii=False)
+
+    return [
+        f"{key}: {shown(before.get(key, absent))} in the run directory, {shown(now.get(key, absent))} now"
+        for key in dict.fromkeys([*before, *now])
+        if key != "runs_dir" and before.get(key, absent) != now.get(key, absent)
+    ]
+
+
+# --- steps ---------------------------------------------------------------------------------------------------------
+
+
+def _completed(value: dict[str, Any]) -> dict[str, Any]:
+    """With the preset's values, and the default `type` where a section has keys but no type."""
+    tree = with_preset(value)
+    for section, default in _DEFAULT_TYPES.items():
+        written = tree.get(section)
+        if isinstance(written, dict) and "type" not in written:
+            tree[section] = {"type": default, **written}
+    return tree
+
+
+def _validated(tree: dict[str, Any]) -> RunConfig:
+    # As JSON, because strict mode then takes a list for a tuple and still refuses "16" for a number.
+    return RunConfig.model_validate_json(json.dumps(tree))
+
+
+def _checked(tree: dict[str, Any], folder: Path, known: list[Problem]) -> list[Problem]:
+    """Problems among keys and on disk, also when some keys are wrong: without those, and nothing said about them."""
+    wrong = {problem.key for problem in known}
+    rest = copy.deepcopy(tree)
+    for key in wrong:
+        _remove(rest, key)
+    for _ in range(8):  # a required key that is wrong or missing gets a stand-in, one level deeper each time
+        try:
+            config = _validated(rest)
+            break
+        except ValidationError as error:
+            for details in error.errors(include_url=False):
+                if details["type"] == "missing":
+                    _stand_in(rest, details["loc"])
+    else:
+        return []
+    return [p for p in checks.problems(config, folder) if not any(_touches(k, wrong) for k in (p.key, *p.also))]
+
+
+def _remove(tree: Any, key: Key) -> None:
+    if isinstance(key[-1], int) or key[-1] == "type":  # one element would renumber the others; no type, no section
+        _remove(tree, key[:-1])
+        return
+    for step in key[:-1]:
+        tree = tree[step] if holds(tree, step) else None
+    if isinstance(tree, dict):
+        tree.pop(key[-1], None)
+
+
+def _stand_in(tree: Any, loc: tuple[int | str, ...]) -> None:
+    for step in loc[:-1]:  # the tags of unions, which are no keys, are stepped over
+        tree = tree[step] if holds(tree, step) else tree
+    if isinstance(tree, dict):
+        tree[loc[-1]] = {} if loc[-1] in ("model", "data") else "unknown"
+
+
+def _touches(key: Key, wrong: set[Key]) -> bool:
+    return any(key[: len(w)] == w or w[: len(key)] == key for w in wrong)
+
+
+def _absolute(config: RunConfig, folder: Path) -> RunConfig:
+    tree = config.model_dump(mode="json")
+    for key, path in checks.file_paths(config):
+        inner: Any = tree
+        for step in key[:-1]:
+            inner = inner[step]
+        inner[key[-1]] = str(checks.resolve(path, folder))
+    if not checks.is_hub_id(config.model.base, folder):
+        tree["model"]["base"] = str(checks.resolve(config.model.base, folder))
+    tree["runs_dir"] = str(checks.runs_dir(config))
+    return _validated(tree)
+
+
+def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of everything that is no mapping; a list of plain values is one value."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{prefix}.{key}" if prefix else key)
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        for index, item in enumerate(value):
+            yield from _leaves(item, f"{prefix}[{index}]")
+    else:
+        yield prefix, value

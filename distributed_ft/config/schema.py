@@ -1,0 +1,185 @@
+"""The keys of `run.yaml`, as frozen pydantic models.
+
+Nothing here changes what the user wrote; derived values are functions.
+
+Torch-free: a login node answers at once. Units are in each field's description, which is also what editors show
+(`dft schema`).
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Preset = Literal["style", "domain", "code", "support"]
+Metric = Literal["exact_match", "json_fields"]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """A part of `run.yaml`: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_by_name=False, serialize_by_alias=True
+    )
+
+
+class ModelConfig(Section):
+    base: str = Field(
+        min_length=1,
+        description="A directory in Hugging Face format, a hub id, or `shipped:base`, the embedded tiny model.",
+    )
+    dtype: Literal["bf16", "fp32"] = Field("bf16", description="Compute dtype of the forward and backward passes.")
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
+        "auto", description="auto: the fastest implementation at hand that isolates packed documents."
+    )
+    gradient_checkpointing: Literal["none", "full"] = Field(
+        "none",
+        description="full: recompute every decoder layer in the backward pass; less memory, about 30% more time.",
+    )
+
+
+class FullMethod(Section):
+    """Every weight is trained."""
+
+    type: Literal["full"]
+
+
+class LoraMethod(Section):
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685): W + (alpha / rank) * B A, the base frozen."""
+
+    type: Literal["lora"] = "lora"
+    rank: Positive = Field(16, description="Inner dimension of the update.")
+    alpha: Annotated[float, Field(gt=0)] = Field(32, description="The update is scaled by alpha / rank.")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Dropout on the adapter's input.")
+    target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
+        "all-linear", description="all-linear (every linear layer but the output head), or module names."
+    )
+
+
+MethodConfig = Annotated[FullMethod | LoraMethod, Field(discriminator="type")]
+
+
+class Source(Section):
+    """One data file."""
+
+    path: str = Field(min_length=1, description="JSONL, JSON or CSV; relative to run.yaml, or `shipped:...`.")
+    weight: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Share of the rows of an epoch that come from this file; all files have one, or none has."
+    )
+
+
+class DataConfig(Section):
+    train: str | tuple[str | Source, ...] = Field(
+        min_length=1, description="Training data: a path, or a list of paths or {path, weight}."
+    )
+    validation: str | Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="A path, or the fraction of the training rows to hold out (by content hash)."
+    )
+    seq_len: Annotated[int, Field(ge=8)] = Field(2048, description="Tokens in a sequence (a pack of documents).")
+    packing: bool = Field(True, description="Fill each sequence with several documents, isolated from one another.")
+    over_long: Literal["truncate", "drop", "error"] = Field(
+        "truncate", description="What to do with a row of more than seq_len tokens; counted in data/report.json."
+    )
+
+
+class DdpStrategy(Section):
+    """Every process holds the whole model; gradients are summed (torch DistributedDataParallel)."""
+
+    type: Literal["ddp"] = "ddp"
+
+
+class FsdpStrategy(Section):
+    """Parameters, gradients and optimizer state are sharded (torch FSDP2, `fully_shard`)."""
+
+    type: Literal["fsdp"]
+    dp_shard: Positive | None = Field(
+        None, description="Processes that share one copy of the model; default: all of them / dp_replicate."
+    )
+    dp_replicate: Positive = Field(1, description="Copies of the sharded model (hybrid sharding across nodes).")
+    cpu_offload: bool = Field(False, description="Keep shards in host memory between uses.")
+    reshard_after_forward: bool = Field(True, description="Free gathered weights after each layer's forward pass.")
+
+
+StrategyConfig = Annotated[DdpStrategy | FsdpStrategy, Field(discriminator="type")]
+
+
+class OptimConfig(Section):
+    name: Literal["adamw"] = "adamw"
+    lr: Annotated[float, Field(gt=0)] = Field(1e-4, description="Peak learning rate.")
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="Warm-up as a share of all steps.")
+    warmup_steps: Annotated[int, Field(ge=0)] | None = Field(None, description="Warm-up in steps; beats warmup_ratio.")
+    min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="Final rate as a share of lr.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="Decoupled weight decay; never on norms, biases and other one-dimensional parameters."
+    )
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = Field(1.0, description="Global gradient norm; null: no clip.")
+    epochs: Annotated[float, Field(gt=0)] = Field(2, description="Passes over the training data.")
+    max_steps: Positive | None = Field(None, description="Optimizer steps; beats epochs.")
+    global_batch_size: Positive = Field(
+        16, description="Sequences of seq_len in an optimizer step, over all processes."
+    )
+    micro_batch_size: Positive = Field(4, description="Sequences of seq_len in one forward pass of one process.")
+    max_skipped_steps: Positive = Field(
+        5, description="Stop after so many steps in a row whose loss or gradient was not finite (each is skipped)."
+    )
+
+
+class CheckpointConfig(Section):
+    every: Positive = Field(500, description="Optimizer steps between checkpoints; the last step always has one.")
+    keep: Positive = Field(3, description="Newest checkpoints kept, besides BEST.")
+
+
+class TaskConfig(Section):
+    """A held-out task: requests and reference answers, and how an answer is scored."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    path: str = Field(min_length=1, description="Rows as in data.train; the last assistant turn is the reference.")
+    metric: Metric = Field("exact_match", description="json_fields also reports field accuracy and JSON validity.")
+    json_schema: str | None = Field(None, alias="schema", description="JSON Schema file that answers must satisfy.")
+    max_new_tokens: Positive = Field(128, description="Longest answer, in tokens.")
+
+
+class SelectConfig(Section):
+    metric: Literal["task_accuracy"] = "task_accuracy"
+    forgetting_budget: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.05, description="Largest mean drop on the general suite that BEST may have."
+    )
+
+
+class EvaluationConfig(Section):
+    tasks: tuple[TaskConfig, ...] = Field((), description="What the model is being trained for.")
+    general: tuple[str, ...] = Field(
+        ("shipped",), description="What it must not forget: `shipped` (general skills), or paths of rows."
+    )
+    few_shot: Annotated[int, Field(ge=0)] = Field(4, description="Examples shown to the base model for comparison.")
+    batch_size: Positive = Field(32, description="Requests generated at once.")
+    validation_every: Positive | None = Field(
+        None, description="Steps between validation losses; default: at each checkpoint."
+    )
+    select: SelectConfig = SelectConfig()
+
+
+class RunConfig(Section):
+    """One run: what is trained, on what, how, and how it is judged."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="The run directory is runs_dir/name.")
+    runs_dir: str = Field("runs", description="Relative to the working directory.")
+    preset: Preset | None = Field(None, description="Values by kind of task; your own keys win.")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    model: ModelConfig
+    method: MethodConfig = LoraMethod()
+    data: DataConfig
+    strategy: StrategyConfig = DdpStrategy()
+    optim: OptimConfig = OptimConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    tracking: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of a run.yaml, from which editors complete and check it."""
+    dialect = "https://json-schema.org/draft/2020-12/schema"
+    return {"$schema": dialect, **RunConfig.model_json_schema(), "title": "distributed_ft run.yaml"}
