@@ -1,5 +1,6 @@
 """`dft demo`: the main job on the embedded model, from run.yaml to verdict, and what to look at afterwards."""
 
+import json
 import time
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -20,7 +21,7 @@ def demo(no_replay: bool, nproc: int, runs_dir: Path) -> int:
         runs_dir: where the run directory goes; by default `runs/` in the working directory.
     """
     began = time.monotonic()
-    overrides = [*(_ONLY_TICKETS if no_replay else ()), f"runs_dir={runs_dir}"]
+    overrides = [*(_ONLY_TICKETS if no_replay else ()), f"runs_dir={json.dumps(str(runs_dir))}"]
     with as_file(files("distributed_ft") / "assets" / "demo.yaml") as path:
         loaded = load(path, overrides)
     run = RunDirectory(Path(loaded.config.runs_dir) / loaded.config.name)
@@ -35,9 +36,9 @@ def demo(no_replay: bool, nproc: int, runs_dir: Path) -> int:
 
 
 def _conclude(run: RunDirectory, seconds: float) -> None:
-    from distributed_ft.evaluation import report
+    from distributed_ft.evaluation.report.write import write
 
-    report.write(run.path)
+    write(run.path)
     summary = read_json(run.report("json"))
     print(f"\nverdict: {summary['verdict']}")
     print(f"report:      {run.report('html')}")

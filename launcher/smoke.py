@@ -99,7 +99,7 @@ def _train(loaded: LoadedRun, config: RunConfig, steps: int, nproc: int) -> int:
 
 
 def _report(run: RunDirectory) -> int:
-    from distributed_ft.evaluation import report
+    from distributed_ft.evaluation.report.write import write
 
-    report.write(run.path)
+    write(run.path)
     return EXIT_DONE

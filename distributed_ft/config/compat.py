@@ -90,13 +90,16 @@ def device_problems(config: RunConfig, device: Device) -> list[str]:
     return [f"{name}: {cell.reason}" for name, cell in cells if not cell.works]
 
 
-def world_problems(config: RunConfig, world_size: int) -> list[str]:
-    """What of a valid config cannot work with this many processes: `key: value: reason`."""
+def world_problems(config: RunConfig, world_size: int, fresh: bool = True) -> list[str]:
+    """What of a valid config cannot work with this many processes: `key: value: reason`.
+
+    A run that is resumed (not `fresh`) may have any number of them: ranks then get uneven shares of a batch.
+    """
     cell = METHODS[config.method.type][column(config, world_size)]
     problems = [] if cell.works else [f"method.type: {config.method.type}: {cell.reason}"]
     whole, micro = config.optim.global_batch_size, config.optim.micro_batch_size
     unit = micro * world_size
-    if whole % unit:
+    if fresh and whole % unit:
         near = [n for n in (whole // unit * unit, whole // unit * unit + unit) if n]
         problems.append(
             f"optim.global_batch_size: {whole} is not a multiple of micro_batch_size {micro} × {world_size} processes; "

@@ -1,0 +1,286 @@
+"""The front door: `dft VERB …`. Answers at once: what a verb needs is imported when it runs."""
+
+import argparse
+import difflib
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from distributed_ft.errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, EXIT_USER, ConfigError, FtError, Stopped
+from distributed_ft.errors import disk_problem as _disk_problem
+
+if TYPE_CHECKING:
+    from distributed_ft.config.load import LoadedRun
+
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, what shells expect
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One command: what it does, its arguments, and the sentence in `dft --help`."""
+
+    run: Callable[[argparse.Namespace], int]
+    arguments: Callable[[argparse.ArgumentParser], None]
+    help: str
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 1 a fault, 2 for the user to fix, 75 stopped and resumable."""
+    return guarded(lambda: _dispatch(sys.argv[1:] if argv is None else argv))
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Run a command; an error that is meant for the user is one message on stderr, anything else a traceback."""
+    try:
+        code = command()
+        sys.stdout.flush()
+        return code
+    except Stopped as stopped:
+        print(f"dft: stopped: {stopped}", file=sys.stderr)
+        return EXIT_STOPPED
+    except FtError as error:
+        return _refuse(str(error))
+    except KeyboardInterrupt:
+        print("\ndft: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # `dft check run.yaml | head`: whoever read has read enough
+        _mute_stdout()
+        return EXIT_FAULT
+    except OSError as error:
+        message = _disk_problem(error)
+        if message is None:
+            raise
+        _mute_stdout()
+        return _refuse(message)
+    except SystemExit as end:  # argparse has said what is wrong
+        return end.code if isinstance(end.code, int) else EXIT_USER
+
+
+def _refuse(message: str) -> int:
+    first, *more = message.splitlines() or [""]
+    if more and not more[0].startswith(" "):  # several problems rather than one with details
+        message = f"{1 + len(more)} problems\n" + "\n".join(f"  {line}" for line in (first, *more))
+    print(f"dft: error: {message}", file=sys.stderr)
+    return EXIT_USER
+
+
+def _mute_stdout() -> None:
+    """Keep the interpreter from failing once more when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _dispatch(argv: list[str]) -> int:
+    name, rest = (argv[0], argv[1:]) if argv else ("--help", [])
+    if name in ("-h", "--help", "help"):
+        print(_overview())
+        return EXIT_DONE
+    if name in ("-V", "--version"):
+        from importlib.metadata import version
+
+        print(f"dft {version('distributed_ft')}")
+        return EXIT_DONE
+    verb = VERBS.get(name)
+    if verb is None:
+        close = difflib.get_close_matches(name, VERBS, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}?" if close else f"verbs: {', '.join(VERBS)}"
+        raise ConfigError(f"{name!r} is not a command; {hint}")
+    parser = argparse.ArgumentParser(prog=f"dft {name}", description=verb.help, allow_abbrev=False)
+    verb.arguments(parser)
+    return verb.run(parser.parse_intermixed_args(rest))
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {name:<{width}}  {verb.help}" for name, verb in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: dft VERB …",
+            "",
+            "Fine-tune a language model from one run.yaml, on one process or many, and know which checkpoint to ship.",
+            "",
+            *lines,
+            "",
+            "dft VERB --help says more. To begin: dft demo",
+        ]
+    )
+
+
+# --- verbs ---------------------------------------------------------------------------------------------------------
+
+
+def demo(args: argparse.Namespace) -> int:
+    from launcher.demo import demo as run_demo
+
+    return run_demo(no_replay=args.no_replay, nproc=args.nproc, runs_dir=args.runs_dir)
+
+
+def check(args: argparse.Namespace) -> int:
+    from distributed_ft.config import compat
+    from launcher import check as text
+
+    loaded = _load(args)
+    config = loaded.config
+    misfits = compat.world_problems(config, args.nproc)
+    if misfits:
+        raise ConfigError("\n".join(misfits))
+    lines, warnings = text.config_lines(loaded, args.nproc), text.config_warnings(config)
+    if not args.config_only:
+        from distributed_ft.train import preflight
+
+        inspection = preflight.inspect(config, args.nproc)
+        lines += text.inspection_lines(inspection, config)
+        warnings += inspection.warnings
+    print(text.render([*lines, *(("warning", warning) for warning in warnings)]))
+    return EXIT_DONE
+
+
+def schema(args: argparse.Namespace) -> int:
+    from distributed_ft.artifacts import write_json
+    from distributed_ft.config.schema import json_schema
+
+    if args.out is None:
+        print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+    elif args.out.is_dir():
+        raise ConfigError(f"--out {args.out}: is a directory; give a file name")
+    else:
+        try:
+            write_json(args.out, json_schema())
+        except OSError as error:
+            raise ConfigError(f"--out {_disk_problem(error) or error}") from None
+        print(f"wrote {args.out}; for editors, begin a run.yaml with\n# yaml-language-server: $schema={args.out}")
+    return EXIT_DONE
+
+
+def smoke(args: argparse.Namespace) -> int:
+    from launcher.smoke import smoke as run_smoke
+
+    return run_smoke(_load(args), args.nproc)
+
+
+def train(args: argparse.Namespace) -> int:
+    from launcher import local
+
+    if not args.run.is_dir():
+        return local.train(_load(args), args.nproc, args.prepare_only)
+    if args.overrides:
+        raise ConfigError(
+            f"{args.overrides[0]}: a run directory keeps the config it began with; give a run.yaml and another name"
+        )
+    return local.resume(_run_directory(args.run), args.nproc)
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    from launcher import local
+
+    if not re.fullmatch(r"all|latest|\d+(,\d+)*", args.checkpoints):
+        raise ConfigError(f"--checkpoints: {args.checkpoints!r} is none of all, latest, or steps such as 500,1000")
+    return local.evaluate(_run_directory(args.run), args.checkpoints)
+
+
+def report(args: argparse.Namespace) -> int:
+    run = _run_directory(args.run)  # before the heavy imports: a mistake is answered at once
+    from distributed_ft.evaluation.report.write import write
+
+    written = write(run)
+    print(f"{written.verdict.headline}\n\nreport: {written.html}")
+    return EXIT_DONE
+
+
+def chat(args: argparse.Namespace) -> int:
+    run = _run_directory(args.run)
+    from distributed_ft.evaluation.chat import chat as talk
+
+    talk(run, args.checkpoint)
+    return EXIT_DONE
+
+
+def _load(args: argparse.Namespace) -> "LoadedRun":
+    from distributed_ft.config.load import load
+
+    return load(args.run, args.overrides)
+
+
+def _run_directory(path: Path) -> Path:
+    if _is_run_directory(path):
+        return path
+    if path.is_file():
+        raise ConfigError(f"{path}: is a file; give the run directory, for example runs/{path.stem}")
+    what = "not a run directory: it lacks run.yaml or config.json" if path.is_dir() else "no such run directory"
+    meant = Path("runs") / path
+    hint = f"; did you mean {meant}?" if _is_run_directory(meant) else "; `dft train run.yaml` makes one"
+    raise ConfigError(f"{path}: {what}{hint}")
+
+
+def _is_run_directory(path: Path) -> bool:
+    return all((path / name).is_file() for name in ("run.yaml", "config.json"))  # a model has a config.json too
+
+
+# --- arguments -----------------------------------------------------------------------------------------------------
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
+def _nproc(parser: argparse.ArgumentParser, default: int = 1) -> None:
+    parser.add_argument("--nproc", type=_positive, default=default, metavar="N", help=f"local processes ({default})")
+
+
+def _run_yaml(parser: argparse.ArgumentParser, what: str = "a run.yaml") -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help=what)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example optim.lr=1e-4")
+    _nproc(parser)
+
+
+def _check_arguments(parser: argparse.ArgumentParser) -> None:
+    _run_yaml(parser)
+    parser.add_argument("--config-only", action="store_true", help="without looking at model and data")
+
+
+def _train_arguments(parser: argparse.ArgumentParser) -> None:
+    _run_yaml(parser, "a run.yaml, or the directory of a run to continue")
+    parser.add_argument("--resume", action="store_true", help="continue where the run stands (the default)")
+    parser.add_argument("--prepare-only", action="store_true", help="make the run directory; start it with torchrun")
+
+
+def _demo_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--no-replay", action="store_true", help="without general data: shows catastrophic forgetting")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="where runs go (runs)")
+    _nproc(parser, default=2)
+
+
+def _schema_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write it there instead of printing it")
+
+
+def _run_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory, for example runs/demo")
+
+
+def _eval_arguments(parser: argparse.ArgumentParser) -> None:
+    _run_argument(parser)
+    parser.add_argument("--checkpoints", default="all", metavar="WHICH", help="all, latest, or steps: 500,1000 (all)")
+
+
+def _chat_arguments(parser: argparse.ArgumentParser) -> None:
+    _run_argument(parser)
+    parser.add_argument("--checkpoint", default="best", metavar="WHICH", help="best, latest, base or a step (best)")
+
+
+VERBS = {
+    "demo": Verb(demo, _demo_arguments, "train, evaluate and report on the embedded model and data"),
+    "check": Verb(check, _check_arguments, "say what a run.yaml would do, and what is wrong with it"),
+    "schema": Verb(schema, _schema_arguments, "JSON Schema of run.yaml, for editors"),
+    "smoke": Verb(smoke, _run_yaml, "try a run.yaml on a little of its data: steps, save, resume, evaluation"),
+    "train": Verb(train, _train_arguments, "train a run.yaml, or continue a run"),
+    "eval": Verb(evaluate, _eval_arguments, "score every checkpoint of a run, beside base and few-shot"),
+    "report": Verb(report, _run_argument, "write report.html, .md and .json, and print the verdict"),
+    "chat": Verb(chat, _chat_arguments, "talk to the tuned model"),
+}

@@ -1,0 +1,88 @@
+"""The support matrix agrees with the schema, and says why where something does not work."""
+
+from typing import Any, get_args
+
+import pytest
+
+from distributed_ft.config import compat
+from distributed_ft.config.schema import FullMethod, LoraMethod, ModelConfig, RunConfig
+
+
+def _config(**keys: Any) -> RunConfig:
+    return RunConfig.model_validate_json(
+        RunConfig.model_validate(
+            {"name": "x", "model": {"base": "b"}, "data": {"train": "t"}, **keys}
+        ).model_dump_json()
+    )
+
+
+def _choices(name: str) -> set[str]:
+    return set(get_args(ModelConfig.model_fields[name].annotation))
+
+
+def test_every_choice_of_the_schema_has_its_row() -> None:
+    assert set(compat.DTYPES) == _choices("dtype")
+    assert set(compat.ATTENTION) == _choices("attention")
+    methods = {get_args(m.model_fields["type"].annotation)[0] for m in (FullMethod, LoraMethod)}
+    working = {name for name, row in compat.METHODS.items() if row["one process"].works}
+    assert working == methods
+    assert all(set(row) == set(compat.COLUMNS) for row in compat.METHODS.values())
+
+
+def test_a_choice_that_is_planned_is_not_in_the_schema() -> None:
+    for key, value in compat.PLANNED:
+        section, field = key.split(".")
+        with pytest.raises(ValueError):
+            RunConfig.model_validate(
+                {"name": "x", "model": {"base": "b"}, "data": {"train": "t"}, section: {field: value}}
+            )
+
+
+def test_flash_attention_on_a_cpu_is_refused_with_its_reason() -> None:
+    config = _config(model={"base": "b", "attention": "flash_attention_2"})
+    assert compat.device_problems(config, "cpu") == [
+        "model.attention: flash_attention_2: FlashAttention has no CPU kernel; use attention: auto"
+    ]
+    assert compat.device_problems(config, "cuda") == []
+
+
+WORLDS: list[tuple[dict[str, Any], int, list[str]]] = [
+    ({"type": "ddp"}, 4, []),
+    ({"type": "fsdp"}, 2, []),
+    ({"type": "fsdp", "dp_shard": 2, "dp_replicate": 2}, 4, []),
+    (
+        {"type": "fsdp", "dp_shard": 2, "dp_replicate": 2},
+        1,
+        [
+            "strategy: dp_shard 2 × dp_replicate 2 is 4, but 1 process was asked for; "
+            "give --nproc 4, or leave dp_shard out"
+        ],
+    ),
+    (
+        {"type": "fsdp", "dp_replicate": 2},
+        1,
+        [
+            "strategy.dp_replicate: 2 does not divide the number of processes, 1; "
+            "give a multiple of it as --nproc, or change it"
+        ],
+    ),
+    (
+        {"type": "ddp"},
+        3,
+        ["optim.global_batch_size: 16 is not a multiple of micro_batch_size 4 × 3 processes; make it 12 or 24"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("strategy", "world_size", "said"), WORLDS)
+def test_a_world_that_does_not_fit_is_refused_with_the_remedy(
+    strategy: dict[str, Any], world_size: int, said: list[str]
+) -> None:
+    assert compat.world_problems(_config(strategy=strategy), world_size) == said
+
+
+def test_the_markdown_has_a_row_for_each_choice_and_a_note_for_each_reason() -> None:
+    text = compat.markdown()
+    assert "| `lora` | yes | yes | yes | yes | planned (1) |" in text
+    assert "| `flash_attention_2` | no (3) | yes |" in text
+    assert "\n3. FlashAttention has no CPU kernel; use attention: auto\n" in text

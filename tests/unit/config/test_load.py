@@ -1,0 +1,350 @@
+"""Loading a run.yaml: what is refused, in which words, and what comes out."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from distributed_ft.config.checks import ASSETS
+from distributed_ft.config.load import differences, load, load_resolved, resolved_json
+from distributed_ft.config.schema import DataConfig, LoraMethod, ModelConfig, RunConfig, Source
+from distributed_ft.errors import CheckpointError, ConfigError
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+Write = Callable[[str], Path]
+Problems = Callable[..., list[str]]
+
+# What is appended to a good run.yaml of three lines -> the one line that is said about it.
+WRONG_KEYS = {
+    "method: {rnak: 8}": "run.yaml:4: method.rnak: unknown key; did you mean 'rank'?",
+    "metod: {rank: 8}": "run.yaml:4: metod: unknown key; did you mean 'method'?",
+    "lr: 1": "run.yaml:4: lr: unknown key; did you mean 'optim.lr'?",
+    "optim: {learning_rate: 1}": "run.yaml:4: optim.learning_rate: unknown key; did you mean 'lr'?",
+    "max_seq_length: 9": "run.yaml:4: max_seq_length: unknown key; did you mean 'data.seq_len'?",
+    "checkpoint: {zzz: 1}": "run.yaml:4: checkpoint.zzz: unknown key; checkpoint has the keys every, keep",
+    "optim: {lr:1e-4}": "run.yaml:4: optim.lr:1e-4: unknown key; write a space after the colon: lr: 1e-4",
+    "optim:\n  lr: 1\n  lr: 2": "run.yaml:6: optim.lr: given twice, first on line 5; remove one of them",
+    "method: {type: full, rank: 8}": (
+        "run.yaml:4: method.rank: 8 belongs to type 'lora', not to 'full'; "
+        "remove it, or replace the whole section: 'method={type: full}'"
+    ),
+    "strategy: {dp_shard: 2}": (
+        "run.yaml:4: strategy.dp_shard: 2 belongs to type 'fsdp'; add `type: fsdp` to strategy"
+    ),
+}
+WRONG_VALUES = {
+    "method: {rank: sixteen}": "run.yaml:4: method.rank: 'sixteen' is not a whole number",
+    'method: {rank: "16"}': "run.yaml:4: method.rank: '16' is not a whole number; write it without quotes",
+    "method: {rank: 8.0}": "run.yaml:4: method.rank: 8.0 is not a whole number; write 8",
+    "method: {rank: true}": "run.yaml:4: method.rank: true is not a whole number",
+    "method: {rank: 0}": "run.yaml:4: method.rank: 0 must be greater than 0",
+    "method: {dropout: 1}": "run.yaml:4: method.dropout: 1 must be less than 1",
+    "method: {target_modules: q_proj}": (
+        "run.yaml:4: method.target_modules: 'q_proj' is neither all-linear nor a list of module names, "
+        "for example [q_proj, v_proj]"
+    ),
+    "method: full": (
+        "run.yaml:4: method: 'full' is not a section of keys; write `method: {type: …}`, or remove the line"
+    ),
+    "optim:": "run.yaml:4: optim: is empty; write `optim: {key: value}`, or remove the line",
+    "optim: {lr: -1}": "run.yaml:4: optim.lr: -1 must be greater than 0",
+    "optim: {lr: .inf}": "run.yaml:4: optim.lr: inf is not a finite number",
+    "optim: {lr: 1e999}": "run.yaml:4: optim.lr: inf is not a finite number",
+    "optim: {lr: }": "run.yaml:4: optim.lr: null is not a value for it; remove the line to have the default",
+    "optim: {lr: fast}": "run.yaml:4: optim.lr: 'fast' is not a number",
+    "optim: {betas: [0.9]}": "run.yaml:4: optim.betas: has 1 values, and needs more",
+    "optim: {betas: [0.9, 0.9, 0.9]}": "run.yaml:4: optim.betas: has 3 values, and needs 2",
+    "optim: {min_lr_ratio: 2}": "run.yaml:4: optim.min_lr_ratio: 2 must be at most 1",
+    "optim: {name: sgd}": "run.yaml:4: optim.name: 'sgd' is not a choice; choices: adamw",
+    "seed: -1": "run.yaml:4: seed: -1 must be at least 0",
+    "seed: 4294967296": "run.yaml:4: seed: 4294967296 must be less than 4294967296",
+    "preset: cod": (
+        "run.yaml:4: preset: 'cod' is not a choice; did you mean 'code'? choices: style, domain, code, support"
+    ),
+    "tracking: tensorboard": "run.yaml:4: tracking: 'tensorboard' is not a list; write [tensorboard]",
+    "tracking: [tensorbord]": (
+        "run.yaml:4: tracking[0]: 'tensorbord' is not a choice; "
+        "did you mean 'tensorboard'? choices: tensorboard, wandb, mlflow"
+    ),
+    "strategy: {type: fspd}": (
+        "run.yaml:4: strategy.type: 'fspd' is not a choice; did you mean 'fsdp'? choices: ddp, fsdp"
+    ),
+    "strategy: {type: deepspeed}": (
+        "run.yaml:4: strategy.type: 'deepspeed': planned: ZeRO 1 to 3; "
+        "use strategy: {type: fsdp}, which shards the same tensors"
+    ),
+    "method: {type: qlora}": (
+        "run.yaml:4: method.type: 'qlora': planned: LoRA over a 4-bit base; use method: {type: lora}"
+    ),
+    "evaluation: {tasks: [{name: t, path: test.jsonl, metric: f1}]}": (
+        "run.yaml:4: evaluation.tasks[0].metric: 'f1' is not a choice; choices: exact_match, json_fields"
+    ),
+    "evaluation: {tasks: [{path: test.jsonl}]}": "run.yaml:4: evaluation.tasks[0].name: is missing",
+    "evaluation: {general: [true]}": 'run.yaml:4: evaluation.general[0]: true is not text; write it in quotes: "true"',
+    'name2: "\\ud800"': "run.yaml:4: name2: holds half a character (a lone surrogate)",
+    "seed: !secret 3": "run.yaml:4: seed: the tag '!secret' means nothing here; write a plain value",
+    "seed: &a [*a]": "run.yaml:4: seed[0]: an alias (*name) inside the value that it stands for",
+    "? [a]\n: b": "run.yaml:4: the file: a key must be a word, not a list or a mapping",
+}
+DO_NOT_FIT = {
+    "optim: {global_batch_size: 10}": (
+        "run.yaml:4: optim.global_batch_size: 10 is not a multiple of micro_batch_size 4; make it 8 or 12"
+    ),
+    "optim: {global_batch_size: 3}": (
+        "run.yaml:4: optim.global_batch_size: 3 is not a multiple of micro_batch_size 4; make it 4"
+    ),
+    "optim: {warmup_steps: 5, max_steps: 5}": (
+        "run.yaml:4: optim.warmup_steps: 5 must be less than max_steps 5, or the peak rate is never reached"
+    ),
+    "strategy: {type: fsdp, dp_shard: 1, dp_replicate: 2}": (
+        "run.yaml:4: strategy.dp_shard: 1 shards nothing; write strategy: {type: ddp}, or a dp_shard of 2 or more"
+    ),
+    "evaluation: {tasks: [{name: general, path: test.jsonl}]}": (
+        "run.yaml:4: evaluation.tasks[0].name: 'general' is kept for the general suite; choose another name"
+    ),
+    "evaluation: {tasks: [{name: a, path: test.jsonl}, {name: a, path: test.jsonl}]}": (
+        "run.yaml:4: evaluation.tasks[1].name: 'a' is taken by evaluation.tasks[0].name; choose another name"
+    ),
+    "evaluation: {general: [test.jsonl, base/../test.jsonl]}": (
+        "run.yaml:4: evaluation.general[1]: 'base/../test.jsonl' would be scored as 'test', "
+        "as evaluation.general[0] is; rename the file"
+    ),
+    "evaluation: {general: [gone.jsonl]}": "run.yaml:4: evaluation.general[0]: gone.jsonl: no such file",
+    "evaluation: {tasks: [{name: a, path: tset.jsonl}]}": (
+        "run.yaml:4: evaluation.tasks[0].path: tset.jsonl: no such file; did you mean test.jsonl?"
+    ),
+    "evaluation: {tasks: [{name: a, path: test.jsonl, schema: no.json}]}": (
+        "run.yaml:4: evaluation.tasks[0].schema: no.json: no such file"
+    ),
+    f"evaluation: {{general: [{'y' * 300}]}}": f"run.yaml:4: evaluation.general[0]: {'y' * 300}: no such file",
+    "evaluation: {general: [~nobody-here/x]}": "run.yaml:4: evaluation.general[0]: ~nobody-here/x: no such file",
+    "runs_dir: /dev/null": "run.yaml:4: runs_dir: /dev/null: is a file, and must be a directory",
+}
+
+
+@pytest.mark.parametrize(("line", "said"), (WRONG_KEYS | WRONG_VALUES | DO_NOT_FIT).items())
+def test_a_wrong_line_is_refused_with_its_place_its_value_and_the_remedy(
+    problems: Problems, line: str, said: str
+) -> None:
+    assert problems(f"MINIMAL\n{line}\n") == [said]
+
+
+DATA = {
+    "{train: gone.jsonl}": "data.train: gone.jsonl: no such file",
+    "{train: [train.jsonl, {path: gone.jsonl}]}": "data.train[1].path: gone.jsonl: no such file",
+    "{train: base}": "data.train: base: is a directory, not a file",
+    "{train: []}": "data.train: is empty",
+    "{train: {path: train.jsonl}}": (
+        "data.train: a mapping is neither a path nor a list of paths, for example [train.jsonl, general.jsonl]"
+    ),
+    "{train: [train.jsonl, 3]}": "data.train[1]: 3 is neither a path nor {path: …, weight: …}",
+    "{train: [{path: train.jsonl, weight: 0}]}": "data.train[0].weight: 0 must be greater than 0",
+    "{train: [{path: train.jsonl, wieght: 1}]}": "data.train[0].wieght: unknown key; did you mean 'weight'?",
+    "{train: [{path: train.jsonl, weight: 1}, more.jsonl]}": (
+        "data.train[1]: has no weight, but other files have; give every file one ({path: …, weight: …}), or none"
+    ),
+    "{train: train.jsonl, validation: 1.5}": "data.validation: 1.5 must be less than 1",
+    "{train: train.jsonl, validation: [a]}": "data.validation: a list is neither a path nor a fraction such as 0.1",
+    "{train: train.jsonl, packing: yes}": "data.packing: 'yes' is neither true nor false",
+    "{train: train.jsonl, seq_len: 4}": "data.seq_len: 4 must be at least 8",
+    "{}": "data.train: is missing; training data: a path, or a list of paths or {path, weight}.",
+}
+
+
+@pytest.mark.parametrize(("data", "said"), DATA.items())
+def test_wrong_data_is_refused(problems: Problems, data: str, said: str) -> None:
+    assert problems(f"name: x\nmodel: {{base: ./base}}\ndata: {data}\n") == [f"run.yaml:3: {said}"]
+
+
+BASES = {
+    "./gone": "gone: no such directory",
+    "./bsae": "bsae: no such directory; did you mean base?",
+    "./train.jsonl": "train.jsonl: is a file; give the directory it is in",
+    "a/b/c": "a/b/c: no such directory",
+    "./empty": (
+        "empty: lacks config.json and tokenizer files (tokenizer.json) and weights (*.safetensors); "
+        "save a model there with save_pretrained"
+    ),
+    "adapter": (
+        "adapter: lacks config.json and tokenizer files (tokenizer.json); it holds an adapter; give the base model"
+    ),
+}
+
+
+@pytest.mark.parametrize(("base", "said"), BASES.items())
+def test_a_base_that_looks_like_a_path_must_be_a_model_directory(
+    folder: Path, problems: Problems, base: str, said: str
+) -> None:
+    (folder / "empty").mkdir()
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter_config.json").write_text("{}")
+    (folder / "adapter" / "adapter_model.safetensors").write_text("")
+    text = f"name: x\ndata: {{train: train.jsonl}}\nmodel: {{base: {base}}}\n"
+    assert problems(text) == [f"run.yaml:3: model.base: {said}"]
+
+
+def test_a_base_that_is_no_path_stays_a_hub_id(run_yaml: Write) -> None:
+    path = run_yaml("name: x\nmodel: {base: meta-llama/Llama-3.1-8B}\ndata: {train: train.jsonl}")
+    assert load(path).config.model.base == "meta-llama/Llama-3.1-8B"
+
+
+FILES = {
+    b"": "is empty; `name`, `model.base` and `data.train` are required",
+    b"# only a comment\n": "is empty; `name`, `model.base` and `data.train` are required",
+    b"\n- a\n": "2: holds a list, not `key: value` lines; start with `name: my-run`",
+    b"hello": "1: holds a single value, not `key: value` lines; start with `name: my-run`",
+    b"name: x\nmodel: {base: [}\n": "not valid YAML",
+    b"name: x\nmodel:\n\tbase: y\n": "indent with spaces, not tabs",
+    b"name: a: b\n": "1: not valid YAML: mapping values are not allowed here",
+    b"name: x\nmodel: \xff\xfe\n": "2: not UTF-8: byte 0xff; save the file as UTF-8 text",
+    b"name: x\x01\n": "not valid YAML: unacceptable character #x0001",
+    b"a: 1\n---\nb: 2\n": "expected a single document",
+}
+
+
+@pytest.mark.parametrize(("raw", "said"), FILES.items())
+def test_a_file_that_is_no_mapping_gets_one_message(folder: Path, raw: bytes, said: str) -> None:
+    (folder / "run.yaml").write_bytes(raw)
+    with pytest.raises(ConfigError) as caught:
+        load(folder / "run.yaml")
+    message = str(caught.value)
+    assert message.startswith(f"{folder / 'run.yaml'}:")
+    assert said in message
+    assert len(message.splitlines()) == 1
+
+
+def test_a_file_or_directory_that_is_not_there_is_named(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.yaml: no such file"):
+        load(folder / "none.yaml")
+    with pytest.raises(ConfigError, match=r"is a directory; give the run\.yaml in it"):
+        load(folder)
+
+
+def test_every_problem_is_said_at_once_in_the_order_of_the_file(problems: Problems) -> None:
+    text = """\
+model: {base: ./gone, dtype: fp64}
+method: {rnak: 8, rank: 0}
+data: {train: [gone.jsonl, {path: train.jsonl, weight: x}]}
+optim: {global_batch_size: 10}
+evaluation:
+  tasks: [{name: general, metric: f1}]
+"""
+    assert problems(text, "nonsense", "optim.lr=-1") == [
+        "'nonsense': an override is key=value, for example optim.lr=1e-4",
+        "run.yaml: name: is missing; the run directory is runs_dir/name.",
+        "optim.lr: -1 must be greater than 0",
+        "run.yaml:1: model.dtype: 'fp64' is not a choice; choices: bf16, fp32",
+        "run.yaml:1: model.base: gone: no such directory",
+        "run.yaml:2: method.rank: 0 must be greater than 0",
+        "run.yaml:2: method.rnak: unknown key; did you mean 'rank'?",
+        "run.yaml:3: data.train[1].weight: 'x' is not a number",
+        "run.yaml:3: data.train[0]: gone.jsonl: no such file",
+        "run.yaml:4: optim.global_batch_size: 10 is not a multiple of micro_batch_size 4; make it 8 or 12",
+        "run.yaml:6: evaluation.tasks[0].path: is missing; rows as in data.train; "
+        "the last assistant turn is the reference.",
+        "run.yaml:6: evaluation.tasks[0].metric: 'f1' is not a choice; choices: exact_match, json_fields",
+        "run.yaml:6: evaluation.tasks[0].name: 'general' is kept for the general suite; choose another name",
+    ]
+
+
+def test_a_name_too_long_for_a_directory_is_refused(problems: Problems) -> None:
+    assert problems("MINIMAL\n", f"name={'y' * 201}") == [
+        "name: has 201 characters, and at most 200 make a directory name"
+    ]
+
+
+def test_nothing_is_said_about_a_default_that_stands_for_a_wrong_value(problems: Problems) -> None:
+    # 16, the default of global_batch_size, is no multiple of 5 either; but it is not what the user wrote.
+    assert problems("MINIMAL\noptim: {global_batch_size: x, micro_batch_size: 5}\n") == [
+        "run.yaml:4: optim.global_batch_size: 'x' is not a whole number"
+    ]
+
+
+# --- what comes out ------------------------------------------------------------------------------------------------
+
+
+def test_paths_are_relative_to_the_file_and_runs_dir_to_the_working_directory(
+    folder: Path, run_yaml: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = """\
+name: x
+model: {base: base}
+data: {train: [train.jsonl, {path: ./more.jsonl}], validation: test.jsonl}
+evaluation:
+  tasks: [{name: t, path: test.jsonl, schema: answer.schema.json}]
+  general: [shipped, more.jsonl]
+"""
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    loaded = load(run_yaml(text))
+    config = loaded.config
+    assert loaded.text == text
+    assert config.model.base == str(folder / "base")
+    assert config.data.train == (str(folder / "train.jsonl"), Source(path=str(folder / "more.jsonl")))
+    assert config.data.validation == str(folder / "test.jsonl")
+    assert config.evaluation.tasks[0].path == str(folder / "test.jsonl")
+    assert config.evaluation.tasks[0].json_schema == str(folder / "answer.schema.json")
+    assert config.evaluation.general == ("shipped", str(folder / "more.jsonl"))
+    assert config.runs_dir == str(elsewhere / "runs")
+
+
+def test_shipped_names_the_embedded_files(run_yaml: Write) -> None:
+    config = load(run_yaml("name: x\nmodel: {base: ./base}\ndata: {train: shipped:tickets/train.jsonl}")).config
+    assert config.data.train == str(ASSETS / "tickets" / "train.jsonl")
+
+
+def test_a_section_with_keys_and_no_type_has_the_default_type(run_yaml: Write) -> None:
+    assert load(run_yaml("MINIMAL\nmethod: {rank: 8}\n")).config.method == LoraMethod(rank=8)
+
+
+def test_an_alias_is_the_value_it_stands_for(run_yaml: Write) -> None:
+    config = load(run_yaml("MINIMAL\nseed: &n 7\ncheckpoint: {every: *n}\n")).config
+    assert (config.seed, config.checkpoint.every) == (7, 7)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.name)
+def test_every_shipped_recipe_loads(path: Path) -> None:
+    assert load(path).config.name
+
+
+def test_the_resolved_config_is_read_back_as_it_was(folder: Path, run_yaml: Write) -> None:
+    config = load(run_yaml("MINIMAL\noptim: {max_grad_norm: null, betas: [0.8, 0.9]}\n")).config
+    text = resolved_json(config)
+    (folder / "config.json").write_text(text)
+    assert '"max_steps": null' in text
+    assert load_resolved(folder / "config.json") == config
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"name": "x"}', "{half"])
+def test_a_damaged_config_json_is_a_checkpoint_error_that_names_it(folder: Path, content: str) -> None:
+    (folder / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"config\.json: not the config of a run"):
+        load_resolved(folder / "config.json")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_resolved(folder / "gone.json")
+
+
+def _config(**keys: object) -> RunConfig:
+    return RunConfig.model_validate(
+        {"name": "x", "model": ModelConfig(base="b"), "data": DataConfig(train="t"), **keys}
+    )
+
+
+def test_two_configs_differ_in_the_fields_that_are_named() -> None:
+    a = _config(optim={"lr": 1e-4})
+    b = _config(optim={"lr": 2e-4, "max_steps": 5}, strategy={"type": "fsdp"})
+    assert differences(a, b) == [
+        'strategy.type: "ddp" in the run directory, "fsdp" now',
+        "optim.lr: 0.0001 in the run directory, 0.0002 now",
+        "optim.max_steps: null in the run directory, 5 now",
+        "strategy.dp_shard: nothing in the run directory, null now",
+        "strategy.dp_replicate: nothing in the run directory, 1 now",
+        "strategy.cpu_offload: nothing in the run directory, false now",
+        "strategy.reshard_after_forward: nothing in the run directory, true now",
+    ]
+
+
+def test_a_run_directory_may_move() -> None:
+    assert differences(_config(runs_dir="/a"), _config(runs_dir="/b")) == []
+    assert differences(_config(), _config()) == []
