@@ -1,0 +1,256 @@
+"""Reads a run directory into `Evidence`. What is not there becomes None, and is listed in `missing`; no guesses."""
+
+import math
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from distributed_ft.artifacts import Checkpoint, RunDirectory, read_json, read_json_lines, step_name
+from distributed_ft.errors import CheckpointError
+from distributed_ft.evaluation.report.evidence import CheckpointScores, Curves, Evidence, Forgetting, Missing, Training
+from distributed_ft.evaluation.report.samples import side_by_side
+from distributed_ft.evaluation.report.scores import Scores
+from distributed_ft.evaluation.verdict import judged_step
+
+DEFAULT_BUDGET = 0.05  # as in config/schema.py, for a run directory without config.json
+
+
+def collect(path: Path) -> Evidence:
+    """Everything known about the run in `path`.
+
+    Raises CheckpointError when there is no such directory, or a file in it is damaged; the message names it.
+    """
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such run directory; `dft train run.yaml` makes one")
+    run = RunDirectory(path)
+    config = _read(run.config)
+    allowed = _at(config, "evaluation", "select", "forgetting_budget")
+    budget = DEFAULT_BUDGET if allowed is None else float(allowed)
+    scores = Scores(run)
+    records = read_json_lines(run.metrics)
+    curves = _curves(records)
+    summary = _read(run.evaluation / "summary.json")
+    checkpoints = _checkpoints(run, scores, summary, curves)
+    best = _best(run, summary, checkpoints, budget)
+    step = judged_step(checkpoints, best, budget)
+    model = None if step is None else step_name(step)
+    tasks, general = scores.tasks("task"), scores.tasks("general")
+    return Evidence(
+        name=str(config.get("name", path.resolve().name)),
+        path=str(path),
+        config=config,
+        environment=_read(run.environment),
+        data=_read(run.data / "report.json"),
+        budget=budget,
+        few_shot_examples=_examples(config, summary),
+        tasks=tuple(c for c in (scores.compare([task], model) for task in tasks) if c is not None),
+        task=scores.compare(tasks, model),
+        general=scores.compare(general, model),
+        checkpoints=checkpoints,
+        best_step=best,
+        selection_reason=_text(_at(summary, "selection", "reason")),
+        judged_step=step,
+        skills=scores.skills(model),
+        samples=side_by_side(scores, model),
+        curves=curves,
+        training=_training(records),
+        evaluation_seconds=scores.seconds(),
+        missing=_missing(
+            path, config, checkpoints, scores, curves, selected="selection" in summary or best is not None
+        ),
+    )
+
+
+def _checkpoints(
+    run: RunDirectory, scores: Scores, summary: dict[str, Any], curves: Curves
+) -> tuple[CheckpointScores, ...]:
+    """Those on disk and those that were evaluated before `checkpoint.keep` removed them, oldest first."""
+    on_disk = {checkpoint.step: checkpoint for checkpoint in run.all_checkpoints()}
+    evaluated = {int(model.removeprefix("step-")) for model in scores.models() if model.startswith("step-")}
+    validation = dict(zip(curves.validation_steps, curves.validation_loss, strict=True))
+    rows = []
+    for step in sorted(on_disk.keys() | evaluated):
+        model = step_name(step)
+        task = scores.compare(scores.tasks("task"), model)
+        general = scores.compare(scores.tasks("general"), model)
+        rows.append(
+            CheckpointScores(
+                step=step,
+                files=_files(on_disk.get(step)),
+                task=task.tuned if task else None,
+                versus_base=task.versus_base if task else None,
+                versus_few_shot=task.versus_few_shot if task else None,
+                general=general.tuned if general else None,
+                forgetting=_forgetting(_at(summary, "forgetting", str(step))) or scores.forgotten(model),
+                validation_loss=validation.get(step),
+            )
+        )
+    return tuple(rows)
+
+
+def _files(checkpoint: Checkpoint | None) -> Literal["complete", "damaged", "removed"]:
+    """By manifest and sizes; hashing gigabytes is for those who load them."""
+    if checkpoint is None:
+        return "removed"
+    try:
+        files = checkpoint.manifest().files
+    except CheckpointError:
+        return "damaged"
+    paths = {checkpoint.path / name: entry.size for name, entry in files.items()}
+    return "complete" if all(p.is_file() and p.stat().st_size == size for p, size in paths.items()) else "damaged"
+
+
+def _forgetting(stored: dict[str, Any] | None) -> Forgetting | None:
+    keys = ("rate", "low", "high", "mean_drop", "drop_low", "drop_high")
+    if not stored or any(_number(stored.get(key)) is None for key in keys):
+        return None
+    rate, low, high, mean_drop, drop_low, drop_high = (float(stored[key]) for key in keys)
+    known = _number(stored.get("of_known"))
+    return Forgetting(rate, low, high, known, mean_drop, drop_low, drop_high, int(stored.get("n", 0)))
+
+
+def _best(
+    run: RunDirectory, summary: dict[str, Any], checkpoints: Sequence[CheckpointScores], budget: float
+) -> int | None:
+    """The step that the selection chose, or else that BEST names, if it was scored and is inside the budget."""
+    if isinstance(summary.get("selection"), dict):
+        chosen = summary["selection"].get("best_step")
+    else:
+        name = run.best_file.read_text().strip() if run.best_file.exists() else ""
+        chosen = next((row.step for row in checkpoints if step_name(row.step) == name), None)
+    for row in checkpoints:
+        if row.step == chosen and row.task is not None:
+            inside = row.forgetting is None or row.forgetting.mean_drop <= budget + 1e-12  # not for rounding's sake
+            return row.step if inside else None
+    return None
+
+
+def _examples(config: dict[str, Any], summary: dict[str, Any]) -> int | None:
+    """As many as the prompts held (fewer than asked for where they would not fit), else as asked for."""
+    by_task = summary.get("few_shot")
+    used = {_at(entry, "used") for entry in by_task.values()} if isinstance(by_task, dict) else set()
+    asked = used.pop() if len(used) == 1 else _at(config, "evaluation", "few_shot")
+    return asked if isinstance(asked, int) else None
+
+
+def _curves(records: Sequence[dict[str, Any]]) -> Curves:
+    loss: dict[int, float] = {}
+    validation: dict[int, float] = {}
+    skipped: list[int] = []
+    for record in records:
+        step, value, held_out = record.get("step"), _number(record.get("loss")), _number(record.get("val_loss"))
+        if not isinstance(step, int):
+            continue
+        if held_out is not None:
+            validation[step] = held_out
+        if value is not None and not record.get("skipped"):
+            loss[step] = value
+        elif "loss" in record:
+            skipped.append(step)
+    values = [loss[step] for step in sorted(loss)]
+    window = max(1, min(101, len(values) // 20 | 1))
+    return Curves(
+        steps=tuple(sorted(loss)),
+        loss=tuple(values),
+        smoothed=tuple(moving_average(values, window)),
+        window=window,
+        validation_steps=tuple(sorted(validation)),
+        validation_loss=tuple(validation[step] for step in sorted(validation)),
+        skipped=tuple(sorted(set(skipped))),
+    )
+
+
+def moving_average(values: Sequence[float], window: int) -> list[float]:
+    """Centred mean over an odd `window`, over what there is of it at the ends."""
+    half = window // 2
+    sums = [0.0]
+    for value in values:
+        sums.append(sums[-1] + value)
+    spans = [(max(0, i - half), min(len(values), i + half + 1)) for i in range(len(values))]
+    return [(sums[end] - sums[start]) / (end - start) for start, end in spans]
+
+
+def _training(records: Sequence[dict[str, Any]]) -> Training:
+    steps = {r["step"]: r for r in records if isinstance(r.get("step"), int) and "loss" in r}
+    if not steps:
+        return Training()
+    tokens = [_number(record.get("tokens")) for record in steps.values()]
+    seconds = [_number(record.get("step_seconds")) for record in steps.values()]
+    return Training(
+        steps=max(steps),
+        epochs=_number(steps[max(steps)].get("epoch")),
+        tokens=int(sum(t for t in tokens if t is not None)) or None,
+        seconds=sum(s for s in seconds if s is not None) or None,
+    )
+
+
+def _missing(
+    path: Path,
+    config: dict[str, Any],
+    checkpoints: Sequence[CheckpointScores],
+    scores: Scores,
+    curves: Curves,
+    *,
+    selected: bool,
+) -> tuple[Missing, ...]:
+    """In the order in which a user would go about it."""
+    run = shlex.quote(str(path))
+    train, evaluate = f"dft train {run}", f"dft eval {run}"
+    evaluation = config.get("evaluation", {})
+    models, tasks = scores.models(), scores.tasks("task")
+    unscored = [c.step for c in checkpoints if c.files == "complete" and step_name(c.step) not in models]
+    absent = []
+    if not config:
+        absent.append(Missing("The settings (config.json)", train))
+    if not curves.steps:
+        absent.append(Missing("The training curve (metrics.jsonl)", train))
+    elif not curves.validation_steps:
+        absent.append(Missing("The validation loss", "data.validation: 0.1 in run.yaml, in the next run"))
+    if not checkpoints:
+        absent.append(Missing("Checkpoints", train))
+    if config and not evaluation.get("tasks"):
+        absent.append(Missing("A held-out task to score", f"evaluation.tasks in run.yaml, then {evaluate}"))
+    elif not tasks or "base" not in models:
+        absent.append(Missing("Scores on the task" if not tasks else "The base model's scores", evaluate))
+    elif unscored:
+        absent.append(Missing(f"Scores of step {', '.join(str(s) for s in unscored)}", evaluate))
+    if not unscored and not selected and any(c.task for c in checkpoints):
+        absent.append(Missing("The selected checkpoint (evaluation/summary.json)", evaluate))
+    if config and not evaluation.get("general"):
+        absent.append(Missing("What it forgot", f"evaluation.general: [shipped] in run.yaml, then {evaluate}"))
+    elif tasks and not scores.tasks("general"):
+        absent.append(Missing("Scores on the general suite", evaluate))
+    if config and evaluation.get("few_shot") == 0:
+        absent.append(
+            Missing("A few-shot prompt to compare with", f"evaluation.few_shot: 4 in run.yaml, then {evaluate}")
+        )
+    elif tasks and "few-shot" not in models:
+        absent.append(Missing("The few-shot prompt's scores", evaluate))
+    return tuple(absent)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object, {} when there is no such file."""
+    if not path.exists():
+        return {}
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: a JSON object expected, {type(value).__name__} found")
+    return value
+
+
+def _at(tree: Any, *keys: str) -> Any:
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _number(value: Any) -> float | None:
+    """A finite number, else None."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if is_number else None

@@ -1,0 +1,180 @@
+"""What a report is made of: everything known about a run, typed, with None where a thing is not known.
+
+Scores and rates are shares in [0, 1]; `low` and `high` bound 95% intervals; losses are nats per supervised token.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean score over `n` items."""
+
+    score: float
+    stderr: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean of the paired differences (later minus earlier) over the `n` items that both models answered."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    detectable: float  # the smallest true difference that a test of n such items finds four times out of five
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    """What a checkpoint lost on the general suite; a positive drop is a loss."""
+
+    rate: float  # share of all items that are right before and wrong after, corrected for chance
+    low: float
+    high: float
+    of_known: float | None  # the same items as a share of those right before
+    mean_drop: float
+    drop_low: float
+    drop_high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Skill:
+    """One group of general items, before and after."""
+
+    name: str
+    before: float
+    after: float
+    n: int
+
+    @property
+    def drop(self) -> float:
+        return self.before - self.after
+
+
+@dataclass(frozen=True)
+class TaskComparison:
+    """One task three ways: base, base with examples in the prompt, tuned (the judged checkpoint)."""
+
+    name: str
+    metric: str
+    base: Estimate | None
+    few_shot: Estimate | None
+    tuned: Estimate | None
+    versus_base: Difference | None
+    versus_few_shot: Difference | None
+    further: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CheckpointScores:
+    """One checkpoint. Task figures are means over the tasks when there are several."""
+
+    step: int
+    files: Literal["complete", "damaged", "removed"]
+    task: Estimate | None = None
+    versus_base: Difference | None = None
+    versus_few_shot: Difference | None = None
+    general: Estimate | None = None
+    forgetting: Forgetting | None = None
+    validation_loss: float | None = None
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Losses by step; `smoothed` is a centred moving average of `loss` over `window` steps."""
+
+    steps: tuple[int, ...] = ()
+    loss: tuple[float, ...] = ()
+    smoothed: tuple[float, ...] = ()
+    window: int = 1
+    validation_steps: tuple[int, ...] = ()
+    validation_loss: tuple[float, ...] = ()
+    skipped: tuple[int, ...] = ()  # steps whose update was skipped: loss or gradient not finite
+
+
+@dataclass(frozen=True)
+class Answer:
+    text: str
+    score: float
+    right: bool
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """One item with every model's answer to it."""
+
+    task: str
+    id: str
+    group: str | None
+    request: str
+    reference: str
+    base: Answer | None
+    few_shot: Answer | None
+    tuned: Answer
+
+
+@dataclass(frozen=True)
+class SampleGroup:
+    """Some of the items that went one way, and how many there are in all."""
+
+    kind: Literal["fixed", "broken", "still_wrong", "forgotten"]
+    total: int
+    shown: tuple[SideBySide, ...]
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Something the report would show; `remedy` is the command or the key that makes it."""
+
+    what: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Training:
+    """Cost of the run, summed over `metrics.jsonl`."""
+
+    steps: int = 0
+    epochs: float | None = None
+    tokens: int | None = None  # supervised, over all processes
+    seconds: float | None = None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        return self.tokens / self.seconds if self.tokens and self.seconds else None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One run directory, read. `judged_step` is the checkpoint the comparisons are about (see `verdict.judged`)."""
+
+    name: str
+    path: str
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    data: dict[str, Any]
+    budget: float  # largest mean drop on the general suite that a shipped checkpoint may have
+    few_shot_examples: int | None
+    tasks: tuple[TaskComparison, ...]
+    task: TaskComparison | None  # the only task, or the mean over the tasks
+    general: TaskComparison | None  # the same comparison on the general suite
+    checkpoints: tuple[CheckpointScores, ...]
+    best_step: int | None  # chosen by the selection, inside the budget
+    selection_reason: str | None
+    judged_step: int | None
+    skills: tuple[Skill, ...]
+    samples: tuple[SampleGroup, ...]
+    curves: Curves
+    training: Training
+    evaluation_seconds: float
+    missing: tuple[Missing, ...]
+
+    @property
+    def judged(self) -> CheckpointScores | None:
+        return next((c for c in self.checkpoints if c.step == self.judged_step), None)

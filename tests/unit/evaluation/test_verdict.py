@@ -1,0 +1,213 @@
+"""The rule of the verdict and the diagnosis, on hand-made numbers."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from distributed_ft.evaluation.diagnose import diagnose
+from distributed_ft.evaluation.report.evidence import (
+    CheckpointScores,
+    Curves,
+    Difference,
+    Estimate,
+    Evidence,
+    Forgetting,
+    Skill,
+    Training,
+)
+from distributed_ft.evaluation.verdict import (
+    CATASTROPHIC_RATE,
+    Verdict,
+    decide,
+    is_catastrophic,
+    judged_step,
+    percent,
+    points,
+)
+
+BUDGET = 0.05
+Held = Sequence[tuple[int, float]]  # (step, validation loss)
+
+
+def estimate(score: float, n: int = 200) -> Estimate:
+    return Estimate(score, 0.02, max(0.0, score - 0.04), min(1.0, score + 0.04), n)
+
+
+def gain(mean: float, half: float = 0.05) -> Difference:
+    return Difference(mean, mean - half, mean + half, 200, 0.07)
+
+
+def lost(mean: float, half: float = 0.02, known: float | None = None) -> Forgetting:
+    of_known = max(0.0, mean) if known is None else known
+    return Forgetting(of_known, of_known - half, of_known + half, of_known, mean, mean - half, mean + half, 400)
+
+
+def checkpoint(
+    step: int, score: float, over_base: Difference, over_prompt: Difference | None, forgot: Forgetting | None
+) -> CheckpointScores:
+    return CheckpointScores(step, "complete", estimate(score), over_base, over_prompt, None, forgot)
+
+
+def rule(*checkpoints: CheckpointScores, selected: int | None) -> Verdict:
+    return decide(checkpoints, selected, base=estimate(0.1), few_shot=estimate(0.3), budget=BUDGET, examples=4)
+
+
+@pytest.mark.parametrize(
+    ("over_base", "over_prompt", "forgot", "kind", "words"),
+    [
+        (gain(0.8), gain(0.6), lost(0.01), "ship", "keeps its general skills"),
+        (gain(0.8), None, lost(0.01), "ship", "keeps its general skills"),
+        (gain(0.8), gain(0.6), None, "not_enough_evidence", "what it forgot was not measured"),
+        (gain(0.02), gain(0.6), lost(0.01), "not_enough_evidence", "No difference from the base model could be shown"),
+        (gain(-0.2), gain(-0.4), lost(0.01), "do_not_ship", "Training made it worse"),
+        (gain(0.8), gain(-0.2), lost(0.01), "do_not_ship", "A few-shot prompt would have done as well"),
+        (gain(0.8), gain(0.01, 0.03), lost(0.01), "do_not_ship", "A few-shot prompt would have done as well"),
+        (gain(0.8), gain(0.04, 0.08), lost(0.01), "not_enough_evidence", "as far as 200 items can tell"),
+        (gain(0.8), gain(0.6), lost(0.08), "do_not_ship", "over the budget of 5 points"),
+        (gain(0.8), gain(0.6), lost(0.5), "do_not_ship", "Catastrophic forgetting"),
+        (gain(-0.1), gain(-0.2), lost(0.5), "do_not_ship", "Catastrophic forgetting, and nothing gained"),
+    ],
+)
+def test_each_objection_gets_its_own_verdict(
+    over_base: Difference, over_prompt: Difference | None, forgot: Forgetting | None, kind: str, words: str
+) -> None:
+    selected = 100 if forgot is None or forgot.mean_drop <= BUDGET else None
+    verdict = rule(checkpoint(100, 0.9, over_base, over_prompt, forgot), selected=selected)
+    assert verdict.kind == kind
+    assert words in verdict.headline
+    assert verdict.best_step == selected
+    assert all(reason.holds for reason in verdict.reasons if kind == "ship" and over_prompt)
+
+
+def test_forgetting_is_catastrophic_only_beyond_doubt_and_from_one_in_five_on() -> None:
+    assert is_catastrophic(lost(0.3), BUDGET)
+    assert is_catastrophic(lost(0.1, known=CATASTROPHIC_RATE), BUDGET)
+    assert not is_catastrophic(lost(0.1, known=CATASTROPHIC_RATE - 0.01), BUDGET)
+    assert not is_catastrophic(lost(0.3, half=0.26), BUDGET)  # the interval reaches into the budget
+    assert not is_catastrophic(None, BUDGET)
+
+
+def test_without_the_share_of_known_items_the_share_of_all_counts() -> None:
+    assert is_catastrophic(replace(lost(0.3), of_known=None, rate=0.25), BUDGET)
+    assert not is_catastrophic(replace(lost(0.3), of_known=None, rate=0.15), BUDGET)
+
+
+def test_a_checkpoint_that_kept_its_skills_by_learning_nothing_does_not_hide_the_forgetting() -> None:
+    idle = checkpoint(100, 0.1, gain(0.0), gain(-0.2), lost(0.0))
+    learned = checkpoint(300, 0.9, gain(0.8), gain(0.6), lost(0.6))
+    assert judged_step([idle, learned], 100, BUDGET) == 300
+    verdict = rule(idle, learned, selected=100)
+    assert verdict.kind == "do_not_ship"
+    assert verdict.headline.startswith("Catastrophic forgetting: step 300")
+    assert any("Step 100 is inside the forgetting budget" in reason.text for reason in verdict.reasons)
+
+
+def test_a_good_early_checkpoint_is_shipped_although_later_ones_forgot() -> None:
+    good = checkpoint(100, 0.85, gain(0.75), gain(0.5), lost(0.01))
+    verdict = rule(good, checkpoint(300, 0.9, gain(0.8), gain(0.6), lost(0.6)), selected=100)
+    assert (verdict.kind, verdict.best_step) == ("ship", 100)
+    assert any("catastrophic forgetting at step 300" in reason.text for reason in verdict.reasons)
+
+
+def test_with_none_inside_the_budget_the_best_scoring_one_is_judged_and_none_is_best() -> None:
+    rows = [checkpoint(s, score, gain(score), None, lost(0.09)) for s, score in ((100, 0.5), (200, 0.9), (300, 0.9))]
+    verdict = rule(*rows, selected=None)
+    assert verdict.kind == "do_not_ship"
+    assert "step 200 scores 90%" in verdict.headline
+    assert verdict.best_step is None
+
+
+def test_no_difference_comes_with_the_smallest_one_that_could_have_been_seen() -> None:
+    verdict = rule(checkpoint(100, 0.12, gain(0.02), None, lost(0.0)), selected=100)
+    assert "200 items would show a difference of 7 points or more" in verdict.reasons[0].text
+
+
+def test_nothing_to_judge_is_not_enough_evidence() -> None:
+    assert rule(selected=None).kind == "not_enough_evidence"
+    assert rule(CheckpointScores(100, "complete"), selected=None).headline.startswith(
+        "No checkpoint has been evaluated"
+    )
+
+
+@pytest.mark.parametrize(("share", "text"), [(0.941, "94.1%"), (1.0, "100%"), (0.0, "0%"), (0.9999, "100%")])
+def test_percentages_are_short(share: float, text: str) -> None:
+    assert percent(share) == text
+
+
+@pytest.mark.parametrize(("share", "text"), [(0.917, "+91.7"), (-0.02, "\N{MINUS SIGN}2.0"), (-0.0001, "0.0")])
+def test_points_have_a_sign_unless_they_are_none(share: float, text: str) -> None:
+    assert points(share) == text
+
+
+def evidence(
+    curves: Curves, checkpoints: tuple[CheckpointScores, ...] = (), skills: tuple[Skill, ...] = ()
+) -> Evidence:
+    """What `diagnose` looks at; the last checkpoint is the judged one."""
+    return Evidence(
+        name="run", path="runs/run", config={"optim": {"lr": 1e-3}, "method": {"rank": 16}}, environment={}, data={},
+        budget=BUDGET, few_shot_examples=4, tasks=(), task=None, general=None, checkpoints=checkpoints, best_step=None,
+        selection_reason=None, judged_step=checkpoints[-1].step if checkpoints else None, skills=skills, samples=(),
+        curves=curves, training=Training(), evaluation_seconds=0.0, missing=(),
+    )  # fmt: skip
+
+
+def curve(loss: list[float], validation: Held = (), skipped: tuple[int, ...] = ()) -> Curves:
+    steps = tuple(range(1, len(loss) + 1))
+    at, held_out = tuple(s for s, _ in validation), tuple(v for _, v in validation)
+    return Curves(steps, tuple(loss), tuple(loss), 1, at, held_out, skipped)
+
+
+FALLING = [2.0 * 0.98**i for i in range(200)]
+
+
+def test_overfitting_is_never_called_forgetting() -> None:
+    held_out = [(50, 0.9), (100, 0.6), (150, 0.8), (200, 1.1)]
+    healthy = checkpoint(200, 0.9, gain(0.8), gain(0.6), lost(0.0))
+    (finding,) = diagnose(evidence(curve(FALLING, held_out), (healthy,)))
+    assert finding.id == "overfitting"
+    assert "from 0.600 (step 100) to 1.100 (step 200)" in finding.evidence
+    assert "forg" not in finding.title.lower() + finding.evidence.lower() + " ".join(finding.remedies).lower()
+
+
+@pytest.mark.parametrize(
+    "held_out",
+    [
+        [(50, 0.9), (100, 0.6), (150, 0.5), (200, 0.5)],  # still falling
+        [(50, 0.9), (100, 0.600), (150, 0.602), (200, 0.61)],  # noise
+        [(50, 0.012), (100, 0.010), (150, 0.011), (200, 0.012)],  # noise around almost nothing
+        [(100, 0.6), (200, 1.1)],  # two points are no curve
+    ],
+)
+def test_a_healthy_validation_curve_is_not_accused(held_out: Held) -> None:
+    healthy = checkpoint(200, 0.9, gain(0.8), gain(0.6), lost(0.0))
+    assert diagnose(evidence(curve(FALLING, held_out), (healthy,))) == ()
+
+
+def test_forgetting_names_the_skills_and_the_setting_to_change() -> None:
+    skills = (Skill("sorting", 0.9, 0.1, 40), Skill("units", 1.0, 0.95, 40))
+    forgot = checkpoint(200, 0.9, gain(0.8), gain(0.6), lost(0.4))
+    (finding,) = diagnose(evidence(curve(FALLING), (forgot,), skills=skills))
+    assert (finding.id, finding.severity) == ("catastrophic_forgetting", "problem")
+    assert "sorting (90% → 10%)" in finding.evidence
+    assert "units" not in finding.evidence
+    assert finding.remedies[0].startswith("data.train: mix in 10 to 20%")
+    assert "method.rank: lower, for example 8 (is 16)" in finding.remedies
+
+
+def test_unlearned_and_misfitted_are_told_apart_by_the_training_loss() -> None:
+    unlearned = checkpoint(200, 0.1, gain(0.0), gain(-0.2), lost(0.0))
+    (flat,) = diagnose(evidence(curve([2.0] * 200), (unlearned,)))
+    (fitted,) = diagnose(evidence(curve(FALLING), (unlearned,)))
+    assert flat.id == fitted.id == "not_learned"
+    assert flat.remedies[0].startswith("optim.lr: higher, for example 0.003")
+    assert "the rows were fitted" in fitted.evidence
+
+
+def test_skipped_steps_and_spikes_are_instability() -> None:
+    loss = list(FALLING)
+    loss[150] = 9.0
+    (finding,) = diagnose(evidence(curve(loss, skipped=(40, 41))))
+    assert (finding.id, finding.severity) == ("instability", "warning")
+    assert "2 steps skipped" in finding.evidence
+    assert "1 loss spike (step 151)" in finding.evidence
