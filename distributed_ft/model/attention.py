@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.utils import is_flash_attn_2_available
 
@@ -64,3 +64,9 @@ def implementation(choice: str, device: torch.device) -> str:
     if choice == "auto":
         choice = "flash_attention_2" if device.type == "cuda" and is_flash_attn_2_available() else "sdpa"
     return PACKED_SDPA if choice == "sdpa" else choice
+
+
+def can_be_cut(model: PreTrainedModel) -> bool:
+    """Whether `packed_sdpa` computes this model's attention: no capped scores or sinks, no chunks inside a document."""
+    chunked = "chunked_attention" in (getattr(model.config.get_text_config(), "layer_types", None) or ())
+    return bool(model._supports_sdpa) and not chunked

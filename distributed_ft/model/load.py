@@ -42,6 +42,10 @@ def load_model(config: ModelConfig, storage: torch.dtype, device: torch.device) 
         )
     except Exception as error:
         raise ConfigError(f"model.base: {config.base!r}: the model cannot be loaded: {_first_line(error)}") from None
+    if model.config._attn_implementation == attention.PACKED_SDPA and not attention.can_be_cut(model):
+        if config.attention == "sdpa":
+            raise ConfigError(f"model.attention: {type(model).__name__} does not work with sdpa; use auto or eager")
+        model.set_attn_implementation("eager")
     return _prepared(model, config)
 
 

@@ -55,14 +55,12 @@ class TokenLoss(nn.Module):
             causal_lm = _causal_lm(self.model)
             head = causal_lm.get_output_embeddings()
             # A rank without targets still runs a backward pass, with a gradient of zero for every parameter.
-            if not _plain_head(causal_lm, head):
+            if not _plain_head(head, causal_lm):
                 keep = batch.supervised if len(batch.targets) else 1
                 logits: Tensor = self.model(**inputs, logits_to_keep=keep).logits[0].float()
-                return (
-                    F.cross_entropy(logits, batch.targets, reduction="sum")
-                    if len(batch.targets)
-                    else logits.sum() * 0.0
-                )
+                if not len(batch.targets):
+                    return logits.sum() * 0.0
+                return F.cross_entropy(logits, batch.targets, reduction="sum")
             hidden: Tensor = causal_lm.get_decoder()(**inputs).last_hidden_state[0]
             if not len(batch.targets):
                 return _logits(hidden[:1], head).sum() * 0.0
@@ -105,7 +103,7 @@ def _causal_lm(model: nn.Module) -> Any:
     return model if inner is None else inner()
 
 
-def _plain_head(causal_lm: Any, head: nn.Module | None) -> TypeGuard[nn.Linear]:
+def _plain_head(head: nn.Module | None, causal_lm: Any) -> TypeGuard[nn.Linear]:
     """Whether logits are exactly `head(hidden)`: no scale, no soft-cap, not an adapted head."""
     config = causal_lm.config.get_text_config()
     altered = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")

@@ -37,8 +37,9 @@ class Fsdp:
         return module
 
     def sync_gradients(self, on: bool) -> None:
-        _fsdp(self.module).set_requires_gradient_sync(on)
-        _fsdp(self.module).set_is_last_backward(on)
+        # Gradients are reduced to shards after every micro-batch: kept whole until the last one, they would cost each
+        # rank a gradient of the full model. Only the copies of a hybrid mesh wait, and meet once a step.
+        _fsdp(self.module).set_requires_all_reduce(on)
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()

@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from distributed_ft.errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, EXIT_USER, FtError, Stopped
+from distributed_ft.errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, EXIT_USER, FtError, Stopped, disk_problem
 from distributed_ft.train.signals import StopRequest
 
 log = logging.getLogger("distributed_ft")
@@ -31,6 +31,11 @@ def main() -> int:
         return _end(rank, str(stopped), EXIT_STOPPED)
     except FtError as error:
         return _end(rank, f"dft: error: {error}", EXIT_USER)
+    except OSError as error:
+        message = disk_problem(error)
+        if message is None:
+            raise
+        return _end(rank, f"dft: error: {message}", EXIT_USER)
     except Exception:
         log.exception("rank %d failed", rank)
         return EXIT_FAULT

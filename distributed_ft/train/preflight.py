@@ -3,23 +3,24 @@
 `dft check` prints it, `dft train` insists on it, and what it prepares (tokens) is what the ranks will read.
 """
 
-import math
 import os
 import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from distributed_ft.artifacts import RunDirectory, read_json
-from distributed_ft.config.schema import FsdpStrategy, RunConfig
+from distributed_ft.config import compat
+from distributed_ft.config.schema import RunConfig
 from distributed_ft.data.order import Order
 from distributed_ft.data.prepare import prepare
 from distributed_ft.data.store import PreparedData, open_prepared
 from distributed_ft.errors import ConfigError, DataError
 from distributed_ft.model import methods
-from distributed_ft.model.load import DTYPES, build_empty, load_tokenizer, weights_problem
+from distributed_ft.model.load import DTYPES, build_empty, load_tokenizer, quiet_libraries, weights_problem
 from distributed_ft.train.schedule import warmup_steps
 from distributed_ft.train.trackers import check_installed
 
@@ -74,14 +75,14 @@ def check(config: RunConfig, nproc: int, fresh: bool) -> PreparedData:
     Raises:
         ConfigError, DataError: naming the key or the file and line.
     """
-    if fresh:
-        _check_batches(config, nproc)
-    if isinstance(config.strategy, FsdpStrategy):
-        _check_mesh(config.strategy, nproc)
+    quiet_libraries()
+    problems = compat.world_problems(config, nproc, fresh)
+    weights = weights_problem(config.model.base)
+    if weights is not None:
+        problems.append(f"model.base: {weights}")
+    if problems:
+        raise ConfigError("\n".join(problems))
     check_installed(config.tracking)
-    problem = weights_problem(config.model.base)
-    if problem is not None:
-        raise ConfigError(f"model.base: {problem}")
     data = prepare(config, load_tokenizer(config.model.base), cache_of(config))
     _adapted_shapes(config)  # target modules that match nothing are found here, not after a queue
     return data
@@ -130,32 +131,10 @@ def _adapted_shapes(config: RunConfig) -> nn.Module:
     return methods.apply(build_empty(config.model), config.method)
 
 
-def _check_batches(config: RunConfig, nproc: int) -> None:
-    step, micro = config.optim.global_batch_size, config.optim.micro_batch_size
-    if step % (micro * nproc) != 0:
-        raise ConfigError(
-            f"optim.global_batch_size: {step} is not a multiple of micro_batch_size {micro} x {nproc} processes; "
-            f"set it to {max(1, math.ceil(step / (micro * nproc))) * micro * nproc}, or micro_batch_size to "
-            f"{_largest_divisor(step, nproc, micro)}"
-        )
-
-
-def _largest_divisor(step: int, nproc: int, micro: int) -> str:
-    fitting = [m for m in range(1, micro + 1) if step % (m * nproc) == 0]
-    return str(fitting[-1]) if fitting else f"another number with {nproc} processes dividing {step}"
-
-
-def _check_mesh(strategy: FsdpStrategy, nproc: int) -> None:
-    replicate, shard = strategy.dp_replicate, strategy.dp_shard
-    if nproc % replicate or (shard is not None and replicate * shard != nproc):
-        raise ConfigError(
-            f"strategy: dp_replicate {replicate} x dp_shard {shard or 'the rest'} does not make {nproc} processes; "
-            f"start {replicate * (shard or 1)} with --nproc, or change the mesh"
-        )
-
-
 def _warnings(config: RunConfig, order: Order, data: PreparedData) -> list[str]:
     warnings = [f"{f['id']}: {f['message']}" for f in data.report["findings"]]
+    device: compat.Device = "cuda" if torch.cuda.is_available() else "cpu"
+    warnings += [f"on this machine: {problem}" for problem in compat.device_problems(config, device)]
     if order.total_steps < 10:
         warnings.append(
             f"only {order.total_steps} optimizer steps: lower optim.global_batch_size or data.seq_len, or train longer"

@@ -8,16 +8,17 @@ import torch
 from torch import Tensor
 
 from distributed_ft.artifacts import RunDirectory
+from distributed_ft.config import compat
 from distributed_ft.config.schema import RunConfig
 from distributed_ft.data.order import Order
 from distributed_ft.data.store import PreparedData, TokenStore
-from distributed_ft.errors import CheckpointError
+from distributed_ft.errors import CheckpointError, ConfigError
 from distributed_ft.model import methods
 from distributed_ft.model.load import DTYPES, load_model, load_tokenizer
 from distributed_ft.model.token_loss import TokenLoss
 from distributed_ft.parallel.strategy import Strategy, make_strategy
 from distributed_ft.parallel.world import World
-from distributed_ft.train import checkpoint, flops
+from distributed_ft.train import checkpoint, environment, flops
 from distributed_ft.train.checkpoint import TrainState
 from distributed_ft.train.clock import StepClock
 from distributed_ft.train.metrics import Metrics
@@ -53,9 +54,12 @@ def open_run(config: RunConfig, directory: RunDirectory, data: PreparedData, wor
     """Load, adapt, shard; resume from the newest complete checkpoint if there is one. A collective.
 
     Raises:
-        ConfigError: the model cannot be loaded, the mesh does not fit.
+        ConfigError: the model cannot be loaded, the mesh does not fit, or the device lacks what is asked for.
         CheckpointError: there are checkpoints and none is complete.
     """
+    problems = compat.device_problems(config, "cuda" if world.device.type == "cuda" else "cpu")
+    if problems:
+        raise ConfigError("\n".join(problems))
     order = Order.of(config, data)
     token_loss = build(config, world)
     strategy = make_strategy(config.strategy, world, config.optim.max_grad_norm, config.model.dtype == "bf16")
@@ -71,6 +75,7 @@ def open_run(config: RunConfig, directory: RunDirectory, data: PreparedData, wor
     run = Run(
         config, directory, world, order, data.validation, token_loss, module, strategy, order.total_steps, state, stop
     )
+    environment.record(directory, world)
     if world.is_main:
         run.metrics = _open_metrics(run)
     return run

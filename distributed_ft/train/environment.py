@@ -1,0 +1,65 @@
+"""`environment.json`: what a run ran on, so that a figure can be traced to it."""
+
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from distributed_ft.artifacts import RunDirectory, write_json
+from distributed_ft.parallel.world import World
+
+_PACKAGES = ("distributed_ft", "torch", "transformers", "peft", "safetensors", "tokenizers", "numpy")
+
+
+def record(run: RunDirectory, world: World) -> None:
+    """Write versions, source revision, hosts and devices of all ranks. A collective."""
+    device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else _cpu_name()
+    mine = {"rank": world.rank, "host": platform.node(), "device": device, "threads": torch.get_num_threads()}
+    ranks: list[Any] = [None] * world.size
+    dist.all_gather_object(ranks, mine)
+    if world.is_main:
+        write_json(
+            run.environment,
+            {
+                "schema": 1,
+                "recorded": datetime.now(UTC).isoformat(timespec="seconds"),
+                "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+                "cuda": torch.version.cuda,
+                "git_sha": _git_sha(),
+                "platform": platform.platform(),
+                "world_size": world.size,
+                "hosts": sorted({rank["host"] for rank in ranks}),
+                "devices": sorted({rank["device"] for rank in ranks}),
+                "ranks": ranks,
+            },
+        )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_sha() -> str | None:
+    """Revision of the working directory, with `+dirty` for uncommitted changes; None outside a repository."""
+    try:
+        sha = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+        changes = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return None if sha.returncode else sha.stdout.strip() + ("+dirty" if changes.stdout.strip() else "")
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return f"{model or platform.processor() or platform.machine()} ({os.cpu_count()} cores)"
