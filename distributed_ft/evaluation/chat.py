@@ -1,0 +1,92 @@
+"""Talking to the result of a run on the terminal, or through a pipe."""
+
+import sys
+from pathlib import Path
+
+from distributed_ft.artifacts import Checkpoint, RunDirectory
+from distributed_ft.config.load import load_resolved
+from distributed_ft.data.sources import Message
+from distributed_ft.errors import CheckpointError, ConfigError, EvaluationError
+from distributed_ft.evaluation.driver import checkpoint_at
+from distributed_ft.evaluation.engines import TransformersEngine
+from distributed_ft.evaluation.task import Generate
+from distributed_ft.model.load import quiet_libraries
+
+MAX_NEW_TOKENS = 512
+
+
+def chat(run_dir: Path, checkpoint: str = "best") -> None:
+    """Answer each line of stdin on stdout until it ends; `/reset` forgets the conversation, `/quit` or Ctrl-C leaves.
+
+    Args:
+        run_dir: a run directory.
+        checkpoint: `best`, `latest`, `base`, or a step such as `500`.
+
+    Raises:
+        ConfigError: no such way to name a checkpoint, or the base cannot be read.
+        CheckpointError: no such run or checkpoint, or it is damaged.
+    """
+    run = RunDirectory(run_dir)
+    config = load_resolved(run.config)
+    chosen = named_checkpoint(run, checkpoint)
+    quiet_libraries()
+    engine = TransformersEngine(config.model.base, config.model.dtype, batch_size=1)
+    engine.use(chosen.model if chosen else None)
+    at_terminal = sys.stdin.isatty()
+    if at_terminal:
+        name = chosen.name if chosen else "the base model"
+        print(f"{run.name}, {name}. /reset starts over, /quit leaves.", file=sys.stderr)
+    try:
+        _converse(engine, prompt="> " if at_terminal else "")
+    except KeyboardInterrupt:
+        print()
+
+
+def named_checkpoint(run: RunDirectory, name: str) -> Checkpoint | None:
+    """The checkpoint that `best`, `latest` or a step means, None for `base`; see `chat` for what it raises."""
+    if name == "base":
+        return None
+    if name == "best":
+        best = run.pointer("BEST")
+        if best is None:
+            raise CheckpointError(
+                f"{run.path} has no BEST checkpoint: it is not evaluated yet (dft eval {run.path}), or none kept the "
+                "general skills; --checkpoint latest takes the newest"
+            )
+        return checkpoint_at(run, best.step)
+    if name == "latest":
+        newest = run.newest_complete()
+        if newest is None:
+            raise CheckpointError(f"{run.path}: no checkpoint yet; --checkpoint base talks to the base model")
+        return newest
+    if not name.isdecimal():
+        raise ConfigError(f"--checkpoint: {name!r} is neither best, latest, base nor a step such as 500")
+    return checkpoint_at(run, int(name))
+
+
+def _converse(engine: TransformersEngine, prompt: str) -> None:
+    conversation: tuple[Message, ...] = ()
+    while True:
+        try:
+            line = input(prompt).strip()
+        except EOFError:
+            return
+        if line == "/quit":
+            return
+        if line == "/reset":
+            conversation = ()
+        elif line:
+            conversation = _turn(engine, (*conversation, Message("user", line)))
+
+
+def _turn(engine: TransformersEngine, conversation: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The conversation with the model's answer, which is printed; when it has grown too long, only its last turn."""
+    try:
+        answer = engine.generate([Generate("this conversation", conversation, MAX_NEW_TOKENS)])[0]
+    except EvaluationError as error:
+        if len(conversation) == 1:
+            raise
+        print(f"{error}. Starting over with your last message.", file=sys.stderr)
+        return _turn(engine, conversation[-1:])
+    print(answer, flush=True)
+    return (*conversation, Message("assistant", answer))

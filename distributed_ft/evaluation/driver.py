@@ -1,0 +1,225 @@
+"""The eval driver: base, base with examples, and every checkpoint, on the same items; then which one to ship.
+
+A process of its own, beside the trainer or after it. It reads checkpoints by their manifests and writes scores, so it
+can be killed at any moment and started again: what was scored stays, and a score is used again only for the very model
+and question that it was made from.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from distributed_ft.artifacts import Checkpoint, RunDirectory, step_name, write_json
+from distributed_ft.config.load import load_resolved
+from distributed_ft.config.schema import RunConfig
+from distributed_ft.data.sources import Example, read_examples
+from distributed_ft.errors import CheckpointError, ConfigError
+from distributed_ft.evaluation.engines import TransformersEngine, base_digest
+from distributed_ft.evaluation.few_shot import FewShot, choose, fitted, source_of_examples
+from distributed_ft.evaluation.scoring import Model, Scored, combined_digest, score, stored, task_digest
+from distributed_ft.evaluation.summary import BASE, FEW_SHOT, Scores, Summary, as_json, summarise, table
+from distributed_ft.evaluation.task import Task
+from distributed_ft.evaluation.tasks import build_tasks
+
+EVENTS_SUFFIX = ".evaluation"  # of this driver's TensorBoard files: it replaces its own and no others
+
+Log = Callable[[str, float, int], None]  # tag, value, step
+
+
+def evaluate(run_dir: Path, checkpoints: str = "all") -> None:
+    """Score a run, choose BEST, and print the comparison.
+
+    Args:
+        run_dir: a run directory.
+        checkpoints: `all`, `latest`, or steps such as `500,1000`. Others that were scored before still take part in
+            the choice of BEST.
+
+    Raises:
+        ConfigError, DataError: a task, its file or the base model cannot be used.
+        CheckpointError: no such run or checkpoint, or all checkpoints are damaged.
+        EvaluationError: a score cannot be computed.
+    """
+    run = RunDirectory(run_dir)
+    config = load_resolved(run.config)
+    tasks = build_tasks(config.evaluation)
+    wanted = checkpoints_named(run, checkpoints)
+    engine = TransformersEngine(config.model.base, config.model.dtype, config.evaluation.batch_size)
+    few_shot = _few_shot(config, tasks, engine)
+    evaluation = _Evaluation(run, tasks, engine, few_shot)
+    base = base_digest(engine.base)
+    scores = Scores((), {})
+    with _scalars(run, enabled="tensorboard" in config.tracking) as log:
+        for model in _models(base, few_shot, wanted):
+            scores = scores.with_model(model, evaluation.scores_of(model))
+            _log(scores, model, log)
+    for model in _models(base, {}, _others(run, wanted))[1:]:
+        before = evaluation.stored_scores_of(model)
+        scores = scores.with_model(model, before) if before else scores
+    _conclude(run, summarise(scores, few_shot, config.evaluation.select.forgetting_budget))
+
+
+def checkpoints_named(run: RunDirectory, names: str) -> list[Checkpoint]:
+    """The complete checkpoints that `all`, `latest` or `500,1000` means, oldest first.
+
+    `all` passes over damaged ones, with a line on stderr, unless none is whole. Raises CheckpointError or ConfigError.
+    """
+    if names == "all":
+        newest = run.newest_complete()  # refuses when there are some and all are damaged
+        if newest is None:
+            print(f"{run.path} has no checkpoint yet: only the base model is scored", file=sys.stderr)
+        return [c for c in run.all_checkpoints() if _whole(c)]
+    if names == "latest":
+        newest = run.newest_complete()
+        if newest is None:
+            raise CheckpointError(f"{run.path}: no checkpoint yet; train first: dft train {run.path}")
+        return [newest]
+    steps = [part.strip() for part in names.split(",")]
+    if not all(step.isdecimal() for step in steps):
+        raise ConfigError(f"--checkpoints: {names!r} is neither all, latest nor steps such as 500,1000")
+    return [checkpoint_at(run, step) for step in sorted(set(map(int, steps)))]
+
+
+def checkpoint_at(run: RunDirectory, step: int) -> Checkpoint:
+    """The complete checkpoint of a step. Raises CheckpointError, naming those there are."""
+    found = {checkpoint.step: checkpoint for checkpoint in run.all_checkpoints()}
+    if step not in found:
+        there = ", ".join(map(str, found)) or "none"
+        raise CheckpointError(f"{run.checkpoints}: no checkpoint of step {step} (there are: {there})")
+    problem = found[step].verify()
+    if problem is not None:
+        raise CheckpointError(f"{found[step].path} is damaged: {problem}; choose another, or restore it from a copy")
+    return found[step]
+
+
+def _whole(checkpoint: Checkpoint) -> bool:
+    problem = checkpoint.verify()
+    if problem is not None:
+        print(f"not scored, damaged or unfinished: {problem}", file=sys.stderr)
+    return problem is None
+
+
+def _others(run: RunDirectory, wanted: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """Complete checkpoints that were scored before, besides those asked for."""
+    steps = {checkpoint.step for checkpoint in wanted}
+    before = [c for c in run.all_checkpoints() if c.step not in steps and (run.evaluation / c.name).is_dir()]
+    return [c for c in before if c.verify() is None]
+
+
+def _few_shot(config: RunConfig, tasks: Sequence[Task], engine: TransformersEngine) -> dict[str, FewShot]:
+    """The examples for each task that the run is trained for; none for the general suite."""
+    trained_for = [task for task in tasks if task.kind == "task"]
+    k = config.evaluation.few_shot
+    if k == 0 or not trained_for:
+        return {}
+    train = read_examples(source_of_examples(config.data))
+    chosen = {}
+    for task in trained_for:
+        examples = choose(train, k, config.seed, task.examples())
+        requests = [task.request(example) for example in task.examples()]
+        chosen[task.name] = fitted(requests, examples, k, engine.context, lambda m: len(engine.prompt(m)))
+        if chosen[task.name].reason:
+            used = len(chosen[task.name].examples)
+            print(f"{task.name}: {used} examples instead of {k}: {chosen[task.name].reason}", file=sys.stderr)
+    return chosen
+
+
+def _models(base: str, few_shot: dict[str, FewShot], checkpoints: Sequence[Checkpoint]) -> list[Model]:
+    models = [Model(BASE, None, base, 0)]
+    if any(f.examples for f in few_shot.values()):
+        models.append(Model(FEW_SHOT, None, base, 0))
+    tuned = [Model(step_name(c.step), c.model, combined_digest(base, c.model_digest()), c.step) for c in checkpoints]
+    return models + tuned
+
+
+class _Evaluation:
+    """Scores of models on tasks; the engine changes weights only when something is left to ask."""
+
+    def __init__(
+        self, run: RunDirectory, tasks: Sequence[Task], engine: TransformersEngine, few_shot: dict[str, FewShot]
+    ) -> None:
+        self._run, self._tasks, self._engine, self._few_shot = run, tasks, engine, few_shot
+
+    def stored_scores_of(self, model: Model) -> dict[str, Scored] | None:
+        """By task; None unless every one is there."""
+        found = {task.name: self._stored(model, task) for task in self._tasks}
+        complete = {name: scored for name, scored in found.items() if scored is not None}
+        return complete if len(complete) == len(found) else None
+
+    def scores_of(self, model: Model) -> dict[str, Scored]:
+        """By task, asking for what is not stored."""
+        scored: dict[str, Scored] = {}
+        in_use = False
+        for task in self._tasks:
+            if model.name == FEW_SHOT and not self._shots(model, task):
+                continue
+            found = self._stored(model, task)
+            if found is None:
+                if not in_use:
+                    self._engine.use(model.weights)
+                    in_use = True
+                shots = self._shots(model, task)
+                found = score(self._run, self._engine, model, task, self._digest(model, task), shots)
+            scored[task.name] = found
+            _progress(model, found)
+        return scored
+
+    def _shots(self, model: Model, task: Task) -> Sequence[Example]:
+        return self._few_shot[task.name].examples if model.name == FEW_SHOT and task.name in self._few_shot else ()
+
+    def _digest(self, model: Model, task: Task) -> str:
+        return task_digest(task, self._engine.settings, self._shots(model, task))
+
+    def _stored(self, model: Model, task: Task) -> Scored | None:
+        return stored(self._run, model, task, self._digest(model, task))
+
+
+def _progress(model: Model, scored: Scored) -> None:
+    result = scored.result
+    how = "stored before" if scored.stored else f"{result.seconds:.1f} s"
+    line = f"{model.name:14} {result.task}: {result.score:.3f} ± {result.stderr:.3f} on {result.n} items ({how})"
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _scalars(run: RunDirectory, enabled: bool) -> Iterator[Log]:
+    """Writes scalars beside the trainer's; those of an earlier evaluation are replaced, not repeated."""
+    if not enabled:
+        yield lambda tag, value, step: None
+        return
+    from torch.utils.tensorboard import SummaryWriter
+
+    earlier = list(run.tensorboard.glob(f"*{EVENTS_SUFFIX}"))
+    writer = SummaryWriter(str(run.tensorboard), filename_suffix=EVENTS_SUFFIX)
+    try:
+        yield writer.add_scalar
+    finally:
+        writer.close()
+    for path in earlier:
+        path.unlink(missing_ok=True)
+
+
+def _log(scores: Scores, model: Model, log: Log) -> None:
+    if model.name == FEW_SHOT:
+        return  # a prompt has no place on the axis of steps
+    for task, scored in scores.of[model.name].items():
+        if scored.result.kind == "task":
+            for metric, value in {scored.result.metric: scored.result.score, **scored.result.scores}.items():
+                log(f"eval/{task}/{metric}", value, model.step)
+    general, lost = scores.general_mean(model.name), scores.forgotten(model.name)
+    if general is not None and lost is not None:
+        log("eval/general/score", general.value, model.step)
+        log("eval/forgetting/rate", lost.rate, model.step)
+        log("eval/forgetting/mean_drop", lost.mean_drop, model.step)
+
+
+def _conclude(run: RunDirectory, summary: Summary) -> None:
+    """Write the summary, move BEST, or remove it when no checkpoint may be recommended, and print the table."""
+    write_json(run.evaluation / "summary.json", as_json(summary))
+    step = summary.selection.step
+    if step is not None:
+        run.point("BEST", Checkpoint(run.checkpoints / step_name(step)))
+    else:
+        run.best_file.unlink(missing_ok=True)
+    print(table(summary))
+    print(f"\nBEST: {'none' if step is None else f'step {step}'}: {summary.selection.reason}")

@@ -1,0 +1,284 @@
+"""What turns requests into answers: the base model in this process, with one checkpoint's weights at a time.
+
+Decoding is greedy and batched. Batches are cut from the requests sorted by prompt length, so which requests share a
+batch depends on the requests alone. The same code runs on a CPU and on CUDA.
+"""
+
+import hashlib
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast
+
+import torch
+from peft import PeftConfig, PeftModel
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.cache_utils import DynamicLayer
+
+from distributed_ft.artifacts import sha256_of
+from distributed_ft.data.chat import render, render_prompt
+from distributed_ft.data.sources import Message
+from distributed_ft.errors import CheckpointError, ConfigError, EvaluationError
+from distributed_ft.evaluation.task import Generate
+from distributed_ft.model.load import DTYPES, load_tokenizer
+
+_MODEL_FILES = (  # all that decides an answer: weights, architecture, tokenizer, template, end tokens
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "*.jinja",
+    "*.model",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "vocab.*",
+    "merges.txt",
+)
+
+
+class Engine(Protocol):
+    """A base model that can put on one checkpoint after another."""
+
+    def use(self, weights: Path | None) -> None:
+        """Answer as the checkpoint whose `model/` directory this is, or as the base for None."""
+        ...
+
+    def generate(self, requests: Sequence[Generate]) -> list[str]:
+        """The answers, in the order of the requests; their text up to the end of the turn, special tokens left out.
+
+        Raises EvaluationError for a prompt that leaves no room for an answer, and for logits that are not finite.
+        """
+        ...
+
+
+class TransformersEngine:
+    """The base is loaded once, when first needed; LoRA adapters are put on and taken off, full weights replace it."""
+
+    def __init__(self, base: str, dtype: Literal["bf16", "fp32"], batch_size: int) -> None:
+        self.base = base_directory(base)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.tokenizer: PreTrainedTokenizerFast = load_tokenizer(str(self.base))
+        text_config = AutoConfig.from_pretrained(self.base).get_text_config()
+        # most tokens that prompt and answer may have together; None where the architecture sets no bound
+        self.context: int | None = getattr(text_config, "max_position_embeddings", None)
+        self._dtype, self._batch_size = dtype, batch_size
+        self._model: PreTrainedModel | None = None
+        self._adapter: PeftModel | None = None
+        self._is_base = False  # the weights under the adapter are the base's
+        self._shapes: dict[str, torch.Size] = {}  # of the base's tensors
+        self._stop = torch.empty(0, dtype=torch.long)
+        self._prompts: dict[tuple[Message, ...], list[int]] = {}  # every model is asked the same
+
+    # --- which weights ---------------------------------------------------------------------------------------------
+
+    def use(self, weights: Path | None) -> None:
+        """See `Engine`. Raises CheckpointError when the weights do not fit the base, whatever the difference."""
+        if self._adapter is not None:
+            self._adapter.unload()
+            self._adapter = None
+        if weights is not None and not (weights / "adapter_config.json").is_file():
+            self._load_full(weights)
+            return
+        if not self._is_base:
+            self._model = None  # before the load: there is never memory for two
+            self._model = self._load(self.base)
+            self._shapes = {name: tensor.shape for name, tensor in self._model.state_dict().items()}
+            self._stop = torch.tensor(sorted(self._stop_tokens(self._model)), device=self.device)
+            self._is_base = True
+        if weights is not None:
+            self._attach(weights)
+
+    def _load(self, directory: Path) -> PreTrainedModel:
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                directory, dtype=DTYPES[self._dtype], attn_implementation="sdpa", output_loading_info=True
+            )
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise CheckpointError(f"{directory}: the model cannot be loaded: {_brief(error)}") from None
+        model, info = loaded
+        # keys of the file that the model does not have are harmless in a base; a key without a value never is
+        strict = ("missing_keys", "mismatched_keys") + (() if directory == self.base else ("unexpected_keys",))
+        wrong = [f"{kind.replace('_', ' ')}: {_some(info[kind])}" for kind in strict if info.get(kind)]
+        if wrong:
+            raise CheckpointError(f"{directory}: the weights do not fit the architecture; {'; '.join(wrong)}")
+        return cast(PreTrainedModel, model.to(self.device).eval())
+
+    def _load_full(self, weights: Path) -> None:
+        if not (weights / "config.json").is_file():
+            raise CheckpointError(f"{weights}: neither adapter_config.json nor config.json: no model is here")
+        if not self._shapes:
+            self.use(None)
+        self._model, self._is_base = None, False
+        model = self._load(weights)
+        shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        if shapes != self._shapes:
+            differing = [n for n in {**shapes, **self._shapes} if shapes.get(n) != self._shapes.get(n)]
+            raise CheckpointError(f"{weights}: not a fine-tune of {self.base}: {_some(differing)} differ in shape")
+        self._model = model
+
+    def _attach(self, weights: Path) -> None:
+        model, self._is_base = self._loaded, False  # until it is known that taking the adapter off restores the base
+        try:
+            config = PeftConfig.from_pretrained(str(weights))
+            config.inference_mode = True
+            adapter = PeftModel(model, config)
+            result = adapter.load_adapter(str(weights), "default", torch_device=str(self.device))
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{weights}: an adapter for another base than {self.base}: {_brief(error)}") from None
+        wrong = [f"{kind}: {_some(keys)}" for kind, keys in zip(("missing", "unexpected"), result, strict=True) if keys]
+        if wrong:
+            raise CheckpointError(f"{weights}: an adapter for another base than {self.base}; {'; '.join(wrong)}")
+        adapter.eval()
+        self._adapter = adapter
+        # PEFT leaves the trained copies of such modules in the base when it takes an adapter off
+        self._is_base = not getattr(config, "modules_to_save", None)
+
+    @property
+    def _loaded(self) -> PreTrainedModel:
+        assert self._model is not None, "use() comes first"
+        return self._model
+
+    # --- answers ---------------------------------------------------------------------------------------------------
+
+    @property
+    def settings(self) -> dict[str, str | int]:
+        """What, besides model and request, an answer depends on."""
+        template = hashlib.sha256(str(self.tokenizer.chat_template).encode()).hexdigest()
+        return {
+            "engine": "transformers",
+            "decoding": "greedy",
+            "version": 1,
+            "dtype": self._dtype,
+            "batch_size": self._batch_size,
+            "template": template,
+        }
+
+    def prompt(self, messages: tuple[Message, ...]) -> list[int]:
+        """Token ids of the messages with the assistant's turn opened."""
+        if messages not in self._prompts:
+            self._prompts[messages] = render_prompt(self.tokenizer, messages)
+        return self._prompts[messages]
+
+    def generate(self, requests: Sequence[Generate]) -> list[str]:
+        """See `Engine`."""
+        prompts = [self.prompt(request.messages) for request in requests]
+        for request, prompt in zip(requests, prompts, strict=True):
+            if self.context is not None and len(prompt) >= self.context:
+                raise EvaluationError(
+                    f"item {request.id!r}: its prompt has {len(prompt)} tokens, the model takes {self.context} with "
+                    "the answer; shorten it, or lower evaluation.few_shot"
+                )
+        answers = [""] * len(requests)
+        order = sorted(range(len(requests)), key=lambda i: (len(prompts[i]), i))
+        for start in range(0, len(order), self._batch_size):
+            batch = order[start : start + self._batch_size]
+            limits = [self._limit(requests[i], len(prompts[i])) for i in batch]
+            tokens = self._greedy([prompts[i] for i in batch], limits, [requests[i].id for i in batch])
+            for i, answer in zip(batch, tokens, strict=True):
+                text = self.tokenizer.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+                answers[i] = cast(str, text)
+        return answers
+
+    def _limit(self, request: Generate, prompt_tokens: int) -> int:
+        room = request.max_new_tokens if self.context is None else self.context - prompt_tokens
+        return min(request.max_new_tokens, room)
+
+    @torch.inference_mode()
+    def _greedy(self, prompts: list[list[int]], limits: list[int], ids: list[str]) -> list[list[int]]:
+        """The most likely next token, again and again, up to a stop token (left out) or the row's limit."""
+        model, device = self._loaded, self.device
+        cache = DynamicCache(config=model.config)
+        shared = self._read_shared_prefix(cache, prompts)
+        room = max(map(len, prompts)) - shared
+        rest = [prompt[shared:] for prompt in prompts]
+        tokens = torch.tensor([[0] * (room - len(r)) + r for r in rest], device=device)
+        mask = torch.tensor([[1] * shared + [0] * (room - len(r)) + [1] * len(r) for r in rest], device=device)
+        padded = len({len(r) for r in rest}) > 1  # without padding, the kernels do without a mask
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, shared:]
+        budget = torch.tensor(limits, device=device)
+        done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+        inputs: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
+        accepted = inspect.signature(model.forward).parameters
+        if "logits_to_keep" in accepted:
+            inputs["logits_to_keep"] = 1
+        columns: list[Tensor] = []
+        while not done.all():
+            if "position_ids" in accepted:
+                inputs["position_ids"] = positions
+            logits = model(input_ids=tokens, attention_mask=mask if padded else None, **inputs).logits[:, -1].float()
+            tokens = logits.argmax(-1, keepdim=True)
+            finite = logits.gather(-1, tokens).isfinite().squeeze(-1)  # NaN and +inf are an argmax of their row
+            if not (finite | done).all():
+                bad = int((~finite & ~done).nonzero()[0])
+                raise EvaluationError(
+                    f"item {ids[bad]!r}: logits are not finite at token {len(columns) + 1} of the answer"
+                )
+            columns.append(tokens.squeeze(-1))
+            done |= torch.isin(columns[-1], self._stop) | (len(columns) >= budget)
+            mask = torch.cat([mask, torch.ones_like(tokens)], dim=-1)
+            positions = positions[:, -1:] + 1
+        rows = torch.stack(columns, dim=-1).tolist()
+        stop = set(self._stop.tolist())
+        return [_until(row[:limit], stop) for row, limit in zip(rows, limits, strict=True)]
+
+    def _read_shared_prefix(self, cache: DynamicCache, prompts: list[list[int]]) -> int:
+        """Fill the cache with what all prompts begin with (examples, instructions), read once; how many tokens it is.
+
+        Padding then stands between prefix and rest, so caches that forget by distance (sliding windows) are left alone.
+        """
+        columns = list(zip(*prompts, strict=False))[:-1]  # every row keeps a token to start from
+        shared = next((i for i, column in enumerate(columns) if len(set(column)) > 1), len(columns))
+        if len(prompts) == 1 or shared < 1 or not all(type(layer) is DynamicLayer for layer in cache.layers):
+            return 0
+        prefix = torch.tensor([prompts[0][:shared]], device=self.device)
+        self._loaded.base_model(input_ids=prefix, past_key_values=cache, use_cache=True)  # no head: no logits wanted
+        cache.batch_repeat_interleave(len(prompts))
+        return shared
+
+    def _stop_tokens(self, model: PreTrainedModel) -> set[int]:
+        """End of text, as tokenizer and generation config name it, and the end of an assistant turn in the template."""
+        named = model.generation_config.eos_token_id if model.generation_config is not None else None
+        stop = set(named) if isinstance(named, list) else {named}
+        stop.add(self.tokenizer.eos_token_id)
+        turn = render(self.tokenizer, [Message("user", "?"), Message("assistant", "!")])
+        if turn.ends:
+            stop.add(max(zip(turn.supervised, range(len(turn.ids)), turn.ids, strict=True))[2])  # the last learned
+        return {token for token in stop if token is not None}
+
+
+def base_directory(base: str) -> Path:
+    """The local directory of a base: itself, or a hub id's files. Raises ConfigError when there are none."""
+    if Path(base).is_dir():
+        return Path(base)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(base, allow_patterns=list(_MODEL_FILES)))
+    except Exception as error:  # the hub client raises many kinds: no such id, no network, no permission
+        raise ConfigError(
+            f"model.base: {base!r} is no directory, nor to be had from the hub: {_brief(error)}"
+        ) from None
+
+
+def base_digest(directory: Path) -> str:
+    """Hex sha256 over names and contents of a base's config, weights and tokenizer files."""
+    files = sorted({path for pattern in _MODEL_FILES for path in directory.glob(pattern) if path.is_file()})
+    entries = [f"{path.name} {sha256_of(path)}\n" for path in files]
+    return hashlib.sha256("".join(entries).encode()).hexdigest()
+
+
+def _until(tokens: list[int], stop: set[int]) -> list[int]:
+    end = next((i for i, token in enumerate(tokens) if token in stop), len(tokens))
+    return tokens[:end]
+
+
+def _some(names: Any) -> str:
+    shown = [str(name[0] if isinstance(name, tuple) else name) for name in sorted(names, key=str)]
+    return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
+
+
+def _brief(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:3])[:400] or type(error).__name__

@@ -1,0 +1,110 @@
+"""One model on one task: asked, scored and stored, or found stored already under the same identity."""
+
+import hashlib
+import json
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from distributed_ft.artifacts import RunDirectory, Sample, TaskResult, publish_result, read_json
+from distributed_ft.data.sources import Example
+from distributed_ft.errors import CheckpointError
+from distributed_ft.evaluation.engines import Engine
+from distributed_ft.evaluation.few_shot import with_examples
+from distributed_ft.evaluation.stats import mean
+from distributed_ft.evaluation.task import Generate, Task, reference
+
+
+@dataclass(frozen=True)
+class Model:
+    """One row of the comparison. `name` is its directory under evaluation/; `step` 0 is the base."""
+
+    name: str
+    weights: Path | None  # of a checkpoint; None for the base
+    digest: str  # of everything that its answers depend on but the prompt
+    step: int
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A result with its samples, in the task's order; `stored` if it was on disk already."""
+
+    result: TaskResult
+    samples: tuple[Sample, ...]
+    stored: bool
+
+
+def task_digest(task: Task, settings: Mapping[str, str | int], shots: Sequence[Example]) -> str:
+    """Identity of a question: rows, metric and answer length; template and decoding; the examples in the prompt."""
+    parts = [task.digest, dict(settings), [example.digest for example in shots]]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def combined_digest(base: str, weights: str) -> str:
+    """Identity of a checkpoint's answers: an adapter is nothing without the base under it."""
+    return hashlib.sha256(f"{base} {weights}".encode()).hexdigest()
+
+
+def stored(run: RunDirectory, model: Model, task: Task, digest: str) -> Scored | None:
+    """The stored score, if it is of this very model and question and all its samples are there."""
+    try:
+        result = TaskResult(**read_json(run.results(model.name, task.name) / "result.json"))
+        samples = run.samples(model.name, task.name)
+    except (CheckpointError, ValidationError, TypeError, OSError):
+        return None  # none, or one that a new score will replace
+    same = result.model_digest == model.digest and result.task_digest == digest and len(samples) == result.n
+    return Scored(result, tuple(samples), True) if same else None
+
+
+def score(
+    run: RunDirectory, engine: Engine, model: Model, task: Task, digest: str, shots: Sequence[Example] = ()
+) -> Scored:
+    """Ask the engine, which answers as `model`, and store samples and result. Raises EvaluationError."""
+    started = time.perf_counter()
+    examples = task.examples()
+    requests = [with_examples(task.request(example), shots) for example in examples]
+    responses = engine.generate(requests)
+    samples = tuple(_sample(task, *item) for item in zip(examples, requests, responses, strict=True))
+    result = _result(model, task, digest, samples, time.perf_counter() - started)
+    publish_result(run, result, samples)
+    return Scored(result, samples, False)
+
+
+def _sample(task: Task, example: Example, request: Generate, response: str) -> Sample:
+    scored = task.score(example, response)
+    return Sample(
+        id=example.id,
+        doc_hash=example.digest,
+        group=example.group,
+        request=[{"role": m.role, "content": m.content} for m in request.messages],
+        reference=reference(example),
+        response=response,
+        score=scored.value,
+        scores=dict(scored.further),
+    )
+
+
+def _result(model: Model, task: Task, digest: str, samples: Sequence[Sample], seconds: float) -> TaskResult:
+    groups: dict[str, list[float]] = defaultdict(list)
+    for sample in samples:
+        if sample.group is not None:
+            groups[sample.group].append(sample.score)
+    overall = mean([sample.score for sample in samples])
+    return TaskResult(
+        model=model.name,
+        task=task.name,
+        kind=task.kind,
+        metric=task.metric,
+        score=overall.value,
+        stderr=overall.stderr,
+        n=overall.n,
+        scores={name: mean([s.scores[name] for s in samples]).value for name in samples[0].scores},
+        groups={name: mean(scores).value for name, scores in sorted(groups.items())},
+        model_digest=model.digest,
+        task_digest=digest,
+        seconds=round(seconds, 3),
+    )

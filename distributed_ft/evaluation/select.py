@@ -1,0 +1,75 @@
+"""Which checkpoint to ship: the best on the tasks among those that kept the general skills. Pure."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from distributed_ft.evaluation.stats import bootstrap
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One checkpoint's scores.
+
+    `tasks`: the score of every item, by task; the same items in the same order for every candidate. `mean_drop`: on the
+    general suite, positive for a loss; None without such a suite.
+    """
+
+    step: int
+    tasks: Mapping[str, Sequence[float]]
+    mean_drop: float | None
+
+    @property
+    def accuracy(self) -> float:
+        """Mean over the tasks of each task's mean score."""
+        return float(np.mean([np.mean(scores) for scores in self.tasks.values()]))
+
+
+@dataclass(frozen=True)
+class Selection:
+    """`step` is None when no checkpoint can be recommended; `reason` says why it is what it is."""
+
+    step: int | None
+    reason: str
+
+
+def select(candidates: Sequence[Candidate], forgetting_budget: float) -> Selection:
+    """The checkpoint that BEST should name.
+
+    Of those whose mean drop is at most `forgetting_budget`, the most accurate one, unless an earlier one is as good
+    within noise (the 95% interval of their paired difference includes 0): then the earliest such.
+    """
+    if not candidates:
+        return Selection(None, "no checkpoint was scored")
+    if not any(c.tasks for c in candidates):
+        return Selection(None, "evaluation.tasks is empty: there is no task accuracy to choose by")
+    kept = sorted((c for c in candidates if inside(c, forgetting_budget)), key=lambda c: c.step)
+    if not kept:
+        least = min(candidates, key=lambda c: c.mean_drop or 0.0)
+        return Selection(
+            None,
+            f"no checkpoint is inside the forgetting budget: the smallest mean drop on the general suite is "
+            f"{least.mean_drop:.3f} (step {least.step}), the budget {forgetting_budget:g}",
+        )
+    top = max(kept, key=lambda c: c.accuracy)  # max keeps the first, so the earlier at a tie
+    chosen = next(c for c in kept if c is top or _within_noise(c, top))
+    share = f"{len(kept)} of {len(candidates)} checkpoints inside the forgetting budget of {forgetting_budget:g}"
+    if chosen is top:
+        return Selection(top.step, f"highest task accuracy, {top.accuracy:.3f}, among {share}")
+    return Selection(
+        chosen.step,
+        f"task accuracy {chosen.accuracy:.3f} is within noise of the highest, {top.accuracy:.3f} at step {top.step}, "
+        f"and it is earlier; among {share}",
+    )
+
+
+def inside(candidate: Candidate, forgetting_budget: float) -> bool:
+    """Whether the checkpoint kept enough of the general suite; nothing can be lost without one."""
+    return candidate.mean_drop is None or candidate.mean_drop <= forgetting_budget + 1e-12  # not for rounding's sake
+
+
+def _within_noise(earlier: Candidate, top: Candidate) -> bool:
+    differences = [np.subtract(top.tasks[name], scores) for name, scores in earlier.tasks.items()]
+    low, _ = bootstrap(differences)
+    return low <= 0

@@ -1,0 +1,172 @@
+"""What the scores say together: paired differences, forgetting, the selected checkpoint; as data and as a table."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from distributed_ft.artifacts import SCHEMA
+from distributed_ft.evaluation.few_shot import FewShot
+from distributed_ft.evaluation.forgetting import Forgetting, forgetting
+from distributed_ft.evaluation.scoring import Model, Scored
+from distributed_ft.evaluation.select import Candidate, Selection, inside, select
+from distributed_ft.evaluation.stats import Mean, mean, paired_difference
+
+BASE, FEW_SHOT = "base", "few-shot"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Every score of a run: `of[model name][task name]`; `models` in the order of the table, base first."""
+
+    models: tuple[Model, ...]
+    of: Mapping[str, Mapping[str, Scored]]
+
+    def by_task(self, model: str) -> dict[str, list[float]]:
+        """The items' scores on each task that the model is trained for."""
+        return {n: _items(s) for n, s in self.of[model].items() if s.result.kind == "task"}
+
+    def general(self, model: str) -> list[float]:
+        """The scores of all general items, suite after suite; [] for few-shot, which is not asked them."""
+        return [x for s in self.of[model].values() if s.result.kind == "general" for x in _items(s)]
+
+    def general_mean(self, model: str) -> Mean | None:
+        scores = self.general(model)
+        return mean(scores) if scores else None
+
+    def forgotten(self, model: str) -> Forgetting | None:
+        """Against the base; None without a general suite."""
+        if not self.general(model):
+            return None
+        suites = [s for s in self.of[BASE].values() if s.result.kind == "general"]
+        groups = [_group(s, sample.group, len(suites)) for s in suites for sample in s.samples]
+        return forgetting(self.general(BASE), self.general(model), groups)
+
+    def with_model(self, model: Model, scored: Mapping[str, Scored]) -> "Scores":
+        """These and another model's, in the order of steps."""
+        models = sorted([*self.models, model], key=lambda m: m.step)  # stable: base stays before few-shot
+        return Scores(tuple(models), {**self.of, model.name: scored})
+
+    @property
+    def checkpoints(self) -> list[Model]:
+        return [model for model in self.models if model.weights is not None]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Conclusions from `Scores`."""
+
+    scores: Scores
+    few_shot: Mapping[str, FewShot]  # by task
+    forgotten: Mapping[int, Forgetting]  # by step; empty without a general suite
+    candidates: tuple[Candidate, ...]
+    selection: Selection
+    budget: float
+
+
+def summarise(scores: Scores, few_shot: Mapping[str, FewShot], budget: float) -> Summary:
+    """Pure. `budget`: largest mean drop on the general suite that the selected checkpoint may have."""
+    lost = {m.step: scores.forgotten(m.name) for m in scores.checkpoints}
+    forgotten = {step: of_step for step, of_step in lost.items() if of_step is not None}
+    candidates = tuple(
+        Candidate(m.step, scores.by_task(m.name), forgotten[m.step].mean_drop if m.step in forgotten else None)
+        for m in scores.checkpoints
+    )
+    return Summary(scores, few_shot, forgotten, candidates, select(candidates, budget), budget)
+
+
+def as_json(summary: Summary) -> dict[str, Any]:
+    """`evaluation/summary.json`."""
+    tasks = any(c.tasks for c in summary.candidates)
+    return {
+        "schema": SCHEMA,
+        "selection": {
+            "best_step": summary.selection.step,
+            "reason": summary.selection.reason,
+            "forgetting_budget": summary.budget,
+            "candidates": [
+                {
+                    "step": c.step,
+                    "task_accuracy": c.accuracy if tasks else None,
+                    "mean_drop": c.mean_drop,
+                    "inside_budget": inside(c, summary.budget),
+                }
+                for c in summary.candidates
+            ],
+        },
+        "forgetting": {str(step): asdict(lost) for step, lost in summary.forgotten.items()},
+        "few_shot": {
+            task: {
+                "requested": f.requested,
+                "used": len(f.examples),
+                "ids": [e.id for e in f.examples],
+                "reason": f.reason,
+            }
+            for task, f in summary.few_shot.items()
+        },
+        "paired": {m.name: _paired(summary.scores, m.name) for m in summary.scores.models if m.name != BASE},
+    }
+
+
+def _paired(scores: Scores, model: str) -> dict[str, dict[str, Any]]:
+    """By task: this model minus base, and minus few-shot, on the same items."""
+    rivals = [rival for rival in (BASE, FEW_SHOT) if rival in scores.of and rival != model]
+    return {
+        task: {
+            f"vs_{rival.replace('-', '_')}": asdict(paired_difference(_items(scores.of[rival][task]), items))
+            for rival in rivals
+            if task in scores.of[rival]
+        }
+        for task, items in scores.by_task(model).items()
+    }
+
+
+def table(summary: Summary) -> str:
+    """Models by tasks, each score with its standard error; forgetting with its 95% interval."""
+    scores = summary.scores
+    tasks = list(scores.by_task(BASE))
+    metrics = [scores.of[BASE][task].result.metric for task in tasks]
+    rows = [
+        ["", *tasks, *(["general", "forgotten", "mean drop"] if summary.scores.general(BASE) else [])],
+        ["", *metrics, *(["exact_match", "of all items", "general"] if summary.scores.general(BASE) else [])],
+    ]
+    for model in scores.models:
+        by_task = scores.by_task(model.name)
+        row = [_title(summary, model), *(_pm(mean(by_task[t])) if t in by_task else "" for t in tasks)]
+        general, lost = scores.general_mean(model.name), summary.forgotten.get(model.step)
+        row.append(_pm(general) if general else "")
+        if lost and model.weights is not None:
+            row.append(f"{lost.rate:.3f} [{lost.low:.3f}, {lost.high:.3f}]")
+            row.append(f"{lost.mean_drop:+.3f} [{lost.drop_low:+.3f}, {lost.drop_high:+.3f}]")
+        rows.append(row)
+    return _aligned(rows)
+
+
+def _title(summary: Summary, model: Model) -> str:
+    if model.name == FEW_SHOT:
+        used = sorted({len(f.examples) for f in summary.few_shot.values()})
+        return f"base + {'/'.join(map(str, used))} examples"
+    if model.weights is None:
+        return "base"
+    return f"step {model.step}" + (" BEST" if summary.selection.step == model.step else "")
+
+
+def _pm(value: Mean) -> str:
+    return f"{value.value:.3f} ± {value.stderr:.3f}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    columns = max(map(len, rows))
+    filled = [[*row, *[""] * (columns - len(row))] for row in rows]
+    widths = [max(len(row[i]) for row in filled) for i in range(columns)]
+    lines = ["   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in filled]
+    return "\n".join(lines)
+
+
+def _group(suite: Scored, group: str | None, suites: int) -> str:
+    """A skill's name; with several suites, which one it is of."""
+    name = suite.result.task
+    return name if group is None else group if suites == 1 else f"{name}: {group}"
+
+
+def _items(scored: Scored) -> list[float]:
+    return [sample.score for sample in scored.samples]

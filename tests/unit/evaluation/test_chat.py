@@ -1,0 +1,79 @@
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from distributed_ft.artifacts import Checkpoint, RunDirectory
+from distributed_ft.errors import CheckpointError, ConfigError
+from distributed_ft.evaluation.chat import chat
+
+MakeRun = Callable[..., RunDirectory]
+ANN = '{"name": "Ann", "vip": true}'
+
+
+@pytest.fixture
+def talk(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., list[str]]:
+    def run_chat(run: RunDirectory, said: str, checkpoint: str = "best") -> list[str]:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(said))
+        chat(run.path, checkpoint)
+        return capsys.readouterr().out.splitlines()
+
+    return run_chat
+
+
+def test_a_piped_question_is_answered_by_the_best_checkpoint(
+    make_run: MakeRun, adapters: dict[str, Path], talk: Callable[..., list[str]]
+) -> None:
+    run = make_run({10: adapters["kept"], 20: adapters["untrained"]})
+    run.point("BEST", Checkpoint(run.checkpoints / "step-00000010"))
+    assert talk(run, "who is Ann?\n") == [ANN]
+
+
+def test_reset_forgets_quit_leaves_and_empty_lines_are_nothing(
+    make_run: MakeRun, adapters: dict[str, Path], talk: Callable[..., list[str]]
+) -> None:
+    run = make_run({10: adapters["kept"]})
+    said = "who is Ann?\n\n/reset\nwho is Ann?\n/quit\nwho is Ann?\n"
+    assert talk(run, said, "latest") == [ANN, ANN]
+
+
+def test_earlier_turns_are_part_of_the_question(
+    make_run: MakeRun, adapters: dict[str, Path], talk: Callable[..., list[str]]
+) -> None:
+    run = make_run({10: adapters["kept"]})
+    alone = talk(run, "upper cat\n", "10")
+    assert alone == ["CAT"]
+    assert talk(run, "who is Ann?\nupper cat\n", "10") != [ANN, "CAT"]  # it never saw two turns
+
+
+def test_a_conversation_that_outgrows_the_context_starts_over(
+    make_run: MakeRun, adapters: dict[str, Path], talk: Callable[..., list[str]]
+) -> None:
+    run = make_run({10: adapters["kept"]})
+    assert talk(run, "x" * 200 + "\nwho is " + "y" * 60 + "\n/reset\nwho is Ann?\n", "10")[-1] == ANN
+
+
+def test_the_base_and_each_checkpoint_can_be_talked_to(
+    make_run: MakeRun, adapters: dict[str, Path], talk: Callable[..., list[str]]
+) -> None:
+    run = make_run({10: adapters["untrained"], 20: adapters["kept"]})
+    assert talk(run, "upper dog\n", "base") == ["DOG"]
+    assert talk(run, "who is Ann?\n", "20") == [ANN] != talk(run, "who is Ann?\n", "10")
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "says"),
+    [
+        ("best", CheckpointError, "dft eval"),
+        ("30", CheckpointError, "there are: 10"),
+        ("newest", ConfigError, "neither best, latest, base"),
+    ],
+)
+def test_a_checkpoint_that_is_not_there_is_refused(
+    make_run: MakeRun, adapters: dict[str, Path], name: str, error: type[Exception], says: str
+) -> None:
+    run = make_run({10: adapters["kept"]})
+    with pytest.raises(error, match=says):
+        chat(run.path, name)

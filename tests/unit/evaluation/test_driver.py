@@ -1,0 +1,272 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from distributed_ft.artifacts import RunDirectory, TaskResult
+from distributed_ft.errors import CheckpointError, ConfigError, DataError
+from distributed_ft.evaluation.__main__ import main
+from distributed_ft.evaluation.driver import evaluate
+
+MakeRun = Callable[..., RunDirectory]
+
+
+def results(run: RunDirectory) -> dict[tuple[str, str], TaskResult]:
+    return {(r.model, r.task): r for r in run.task_results()}
+
+
+def summary(run: RunDirectory) -> dict[str, dict[str, object]]:
+    loaded: dict[str, dict[str, object]] = json.loads((run.evaluation / "summary.json").read_text())
+    return loaded
+
+
+def times(run: RunDirectory) -> dict[str, int]:
+    return {str(p.relative_to(run.evaluation)): p.stat().st_mtime_ns for p in run.evaluation.glob("*/*/*")}
+
+
+def test_base_few_shot_and_checkpoints_are_scored_and_the_best_is_named(
+    make_run: MakeRun, adapters: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run({10: adapters["untrained"], 20: adapters["forgot"], 30: adapters["kept"]})
+    evaluate(run.path)
+    scored = results(run)
+    steps = ("step-00000010", "step-00000020", "step-00000030")
+    assert set(scored) == {(m, t) for m in ("base", *steps) for t in ("people", "skills")} | {("few-shot", "people")}
+    assert [scored[m, "people"].score for m in ("base", *steps)] == [0, 0, 1, 1]
+    assert [scored[m, "skills"].score for m in ("base", "step-00000010", "step-00000030")] == [1, 1, 1]
+    assert scored["step-00000020", "skills"].score < 0.5
+    assert scored["step-00000030", "people"].scores == {"field_accuracy": 1, "valid_json": 1, "schema_valid": 1}
+    assert scored["base", "skills"].groups == {"last": 1, "twice": 1, "upper": 1}
+    assert run.best_file.read_text() == "step-00000030\n"
+    stored = summary(run)
+    assert stored["selection"]["best_step"] == 30
+    assert stored["forgetting"]["30"]["rate"] == 0
+    lost = stored["forgetting"]["20"]
+    assert lost["low"] <= lost["rate"] == lost["mean_drop"] <= lost["high"]
+    assert lost["rate"] > 0.5
+    assert set(lost["by_group"]) == {"last", "twice", "upper"}
+    assert stored["paired"]["step-00000030"]["people"]["vs_base"]["value"] == 1
+    assert set(stored["paired"]["step-00000030"]["people"]) == {"vs_base", "vs_few_shot"}
+    shown = capsys.readouterr().out
+    assert "step 30 BEST" in shown
+    assert "1.000 ± 0.000" in shown
+
+
+def test_samples_hold_what_was_sent_and_pair_up_by_content(make_run: MakeRun, adapters: dict[str, Path]) -> None:
+    run = make_run({10: adapters["kept"]})
+    evaluate(run.path)
+    base, few, tuned = (run.samples(m, "people") for m in ("base", "few-shot", "step-00000010"))
+    assert [s.doc_hash for s in base] == [s.doc_hash for s in few] == [s.doc_hash for s in tuned]
+    assert [s.id for s in tuned] == ["Ann", "Bob", "Cid", "Dee", "Eve", "Fay"]
+    assert tuned[0].request == [{"role": "user", "content": "who is Ann?"}]
+    assert tuned[0].response == tuned[0].reference == '{"name": "Ann", "vip": true}'
+    assert (tuned[0].score, tuned[0].group) == (1, "vip")
+    assert len(few[0].request) == 5  # two examples, then the request
+    assert few[0].request[-1] == tuned[0].request[-1]
+
+
+def test_results_carry_the_schema_and_the_samples_mean(make_run: MakeRun, adapters: dict[str, Path]) -> None:
+    run = make_run({10: adapters["forgot"]})
+    evaluate(run.path)
+    for (model, task), result in results(run).items():
+        raw = json.loads((run.results(model, task) / "result.json").read_text())
+        assert raw["schema"] == 1
+        samples = run.samples(model, task)
+        assert len(samples) == result.n
+        assert sum(s.score for s in samples) / len(samples) == pytest.approx(result.score)
+
+
+def test_what_is_scored_is_not_scored_again_unless_model_or_question_changed(
+    make_run: MakeRun, adapters: dict[str, Path], files: Path
+) -> None:
+    run = make_run({10: adapters["untrained"], 20: adapters["kept"]})
+    evaluate(run.path)
+    before = times(run)
+    evaluate(run.path)
+    assert times(run) == before
+
+    (run.results("base", "skills") / "result.json").write_text("{half")
+    (run.results("step-00000010", "skills") / "samples.jsonl").write_text("")
+    evaluate(run.path)
+    changed = {name for name, at in times(run).items() if at != before[name]}
+    files_of = [f"{m}/skills/{f}" for m in ("base", "step-00000010") for f in ("result.json", "samples.jsonl")]
+    assert changed == set(files_of)
+
+    before = times(run)
+    config = json.loads(run.config.read_text())
+    config["evaluation"]["few_shot"] = 1
+    run.config.write_text(json.dumps(config))
+    evaluate(run.path)
+    changed = {name for name, at in times(run).items() if at != before[name]}
+    assert changed == {"few-shot/people/result.json", "few-shot/people/samples.jsonl"}
+
+    before = times(run)
+    config["evaluation"]["tasks"][0]["max_new_tokens"] = 12
+    run.config.write_text(json.dumps(config))
+    evaluate(run.path)
+    changed = {name for name, at in times(run).items() if at != before[name]}
+    assert changed == {name for name in before if "people" in name}
+
+
+def test_scores_of_a_checkpoint_that_was_trained_anew_are_not_believed(
+    make_run: MakeRun, adapters: dict[str, Path]
+) -> None:
+    import shutil
+
+    from distributed_ft.artifacts import publish, staging
+
+    run = make_run({10: adapters["untrained"]})
+    evaluate(run.path)
+    assert results(run)["step-00000010", "people"].score == 0
+    partial = staging(run, 10)
+    shutil.copytree(adapters["kept"], partial / "model")
+    publish(run, partial, 10, world_size=1)
+    evaluate(run.path)
+    assert results(run)["step-00000010", "people"].score == 1
+
+
+def test_full_fine_tunes_are_scored_beside_the_base(make_run: MakeRun, full_weights: Path) -> None:
+    run = make_run({10: full_weights}, few_shot=0)
+    evaluate(run.path)
+    scored = results(run)
+    assert scored["step-00000010", "people"].score == 1
+    assert scored["step-00000010", "skills"].score < scored["base", "skills"].score == 1
+    assert ("few-shot", "people") not in scored
+
+
+def test_best_names_nothing_when_none_is_inside_the_budget(
+    make_run: MakeRun, adapters: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run({10: adapters["forgot"]})
+    run.best_file.write_text("step-00000010\n")
+    evaluate(run.path)
+    assert not run.best_file.exists()
+    assert summary(run)["selection"]["best_step"] is None
+    assert "BEST: none: no checkpoint is inside the forgetting budget" in capsys.readouterr().out
+
+
+def test_chosen_checkpoints_only_are_scored_and_earlier_scores_still_count(
+    make_run: MakeRun, adapters: dict[str, Path]
+) -> None:
+    run = make_run({10: adapters["kept"], 20: adapters["untrained"], 30: adapters["untrained"]})
+    evaluate(run.path, "10")
+    assert not (run.evaluation / "step-00000020").exists()
+    evaluate(run.path, "latest")
+    assert not (run.evaluation / "step-00000020").exists()
+    assert (run.evaluation / "step-00000030").exists()
+    assert run.best_file.read_text() == "step-00000010\n"
+    assert set(summary(run)["forgetting"]) == {"10", "30"}
+
+
+@pytest.mark.parametrize(
+    ("names", "error", "says"),
+    [("newest", ConfigError, "neither all"), ("10,99", CheckpointError, r"no checkpoint of step 99 \(there are: 10\)")],
+)
+def test_checkpoints_that_are_not_there_are_refused(
+    make_run: MakeRun, adapters: dict[str, Path], names: str, error: type[Exception], says: str
+) -> None:
+    run = make_run({10: adapters["kept"]})
+    with pytest.raises(error, match=says):
+        evaluate(run.path, names)
+    assert not run.evaluation.exists()
+
+
+def test_damaged_checkpoints_are_passed_over_and_told(
+    make_run: MakeRun, adapters: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run({10: adapters["kept"], 20: adapters["kept"]})
+    weights = run.checkpoints / "step-00000020" / "model" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    evaluate(run.path)
+    assert not (run.evaluation / "step-00000020").exists()
+    assert "step-00000020" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match="damaged"):
+        evaluate(run.path, "20")
+    (run.checkpoints / "step-00000010" / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match="all 2 checkpoints are damaged"):
+        evaluate(run.path)
+
+
+def test_a_run_without_checkpoints_has_its_base_scored(make_run: MakeRun) -> None:
+    run = make_run({})
+    evaluate(run.path)
+    assert {model for model, _ in results(run)} == {"base", "few-shot"}
+    assert summary(run)["selection"]["reason"] == "no checkpoint was scored"
+    with pytest.raises(CheckpointError, match="no checkpoint yet"):
+        evaluate(run.path, "latest")
+
+
+def test_tasks_or_general_may_be_left_out(make_run: MakeRun, adapters: dict[str, Path], tmp_path: Path) -> None:
+    run = make_run({10: adapters["kept"]}, general=[])
+    evaluate(run.path)
+    assert run.best_file.read_text() == "step-00000010\n"
+    assert summary(run)["forgetting"] == {}
+    config = json.loads(run.config.read_text())
+    config["evaluation"] |= {"tasks": [], "general": [str(tmp_path / "none.jsonl")]}
+    run.config.write_text(json.dumps(config))
+    with pytest.raises(DataError, match=r"none\.jsonl"):
+        evaluate(run.path)
+
+
+def scalars(run: RunDirectory) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(run.tensorboard))
+    events.Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_tensorboard_has_every_score_once_at_its_step(make_run: MakeRun, adapters: dict[str, Path]) -> None:
+    run = make_run({10: adapters["forgot"], 20: adapters["kept"]})
+    evaluate(run.path)
+    evaluate(run.path)  # the second replaces what the first wrote
+    logged = scalars(run)
+    assert [step for step, _ in logged["eval/people/json_fields"]] == [0, 10, 20]
+    assert logged["eval/people/json_fields"] == [(0, 0), (10, 1), (20, 1)]
+    assert logged["eval/people/valid_json"][-1] == (20, 1)
+    assert logged["eval/general/score"][0] == (0, 1)
+    rates = dict(logged["eval/forgetting/rate"])
+    assert rates[0] == rates[20] == 0 < rates[10]
+    assert dict(logged["eval/forgetting/mean_drop"])[10] > 0
+
+
+def test_without_the_tracker_there_is_no_tensorboard(make_run: MakeRun, adapters: dict[str, Path]) -> None:
+    run = make_run({10: adapters["kept"]})
+    config = json.loads(run.config.read_text())
+    run.config.write_text(json.dumps({**config, "tracking": []}))
+    evaluate(run.path)
+    assert not run.tensorboard.exists()
+
+
+def test_user_errors_are_one_message_and_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "no-such-run")]) == 2
+    assert "no-such-run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_stops_it_with_nothing_half_written_and_it_goes_on_from_there(
+    make_run: MakeRun, adapters: dict[str, Path], number: signal.Signals, code: int
+) -> None:
+    run = make_run(dict.fromkeys(range(10, 400, 10), adapters["forgot"]))
+    command = [sys.executable, "-m", "distributed_ft.evaluation", str(run.path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    while not list(run.evaluation.glob("*/*/result.json")) and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert "Traceback" not in errors
+    assert "same command goes on" in errors
+    finished = times(run)
+    assert 0 < len([name for name in finished if name.endswith("result.json")]) < 2 * 40
+    for directory in {path.parent for path in run.evaluation.glob("*/*/result.json")}:
+        assert len((directory / "samples.jsonl").read_text().splitlines()) in (6, 9)
+    evaluate(run.path, "10")
+    kept = {name for name in finished if name.startswith("base") and name.endswith("result.json")}
+    assert all(times(run)[name] == finished[name] for name in kept)
