@@ -55,12 +55,14 @@ def packed_sdpa(
 AttentionInterface.register(PACKED_SDPA, packed_sdpa)
 
 
-def implementation(choice: str, device: torch.device) -> str:
+def implementation(choice: str, device: torch.device, model: PreTrainedModel) -> str:
     """The transformers attention implementation for a run's `model.attention`.
 
     `auto` and `sdpa` both isolate documents by cutting at their boundaries; `eager` by transformers' own block mask,
-    which it derives from restarted position ids.
+    which it derives from restarted position ids. `auto` falls back to it for a model that cannot be cut.
     """
+    if choice == "auto" and not can_be_cut(model):
+        return "eager"
     if choice == "auto":
         choice = "flash_attention_2" if device.type == "cuda" and is_flash_attn_2_available() else "sdpa"
     return PACKED_SDPA if choice == "sdpa" else choice

@@ -1,6 +1,7 @@
 """Reading a base model and its tokenizer from a directory in Hugging Face format, or a hub id."""
 
 import json
+import warnings
 from pathlib import Path
 
 import torch
@@ -36,23 +37,20 @@ def load_model(config: ModelConfig, storage: torch.dtype, device: torch.device) 
     Raises:
         ConfigError: the base is missing, damaged, or not a causal language model.
     """
+    attend = attention.implementation(config.attention, device, build_empty(config))
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            config.base, dtype=storage, attn_implementation=attention.implementation(config.attention, device)
+            config.base, dtype=storage, attn_implementation=attend
         )
     except Exception as error:
         raise ConfigError(f"model.base: {config.base!r}: the model cannot be loaded: {_first_line(error)}") from None
-    if model.config._attn_implementation == attention.PACKED_SDPA and not attention.can_be_cut(model):
-        if config.attention == "sdpa":
-            raise ConfigError(f"model.attention: {type(model).__name__} does not work with sdpa; use auto or eager")
-        model.set_attn_implementation("eager")
     return _prepared(model, config)
 
 
 def build_empty(config: ModelConfig) -> PreTrainedModel:
     """The base's architecture on the meta device: names and shapes, no memory, no weights read.
 
-    Raises ConfigError as `load_model` does.
+    Raises ConfigError as `load_model` does (but for the weights, which it does not read).
     """
     try:
         architecture = AutoConfig.from_pretrained(config.base)
@@ -60,6 +58,8 @@ def build_empty(config: ModelConfig) -> PreTrainedModel:
             model = AutoModelForCausalLM.from_config(architecture)
     except Exception as error:
         raise ConfigError(f"model.base: {config.base!r}: its config cannot be used: {_first_line(error)}") from None
+    if config.attention == "sdpa" and not attention.can_be_cut(model):
+        raise ConfigError(f"model.attention: {type(model).__name__} does not work with sdpa; use auto or eager")
     return _prepared(model, config)
 
 
@@ -90,6 +90,7 @@ def quiet_libraries() -> None:
     """Keep the progress bars and advice of the libraries below off the user's terminal; their errors still come."""
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
 
 
 def _prepared(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel:

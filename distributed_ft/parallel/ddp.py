@@ -11,6 +11,7 @@ from torch._C._distributed_c10d import GradBucket
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from distributed_ft.data.batches import micro_batch
 from distributed_ft.parallel import update
 from distributed_ft.parallel.strategy import MakeOptimizer, StepInfo
 from distributed_ft.parallel.world import World
@@ -33,7 +34,17 @@ class Ddp:
             return self.module
         self.wrapped = DistributedDataParallel(self.module, broadcast_buffers=False, gradient_as_bucket_view=True)
         self.wrapped.register_comm_hook(None, _sum_hook)
+        self._settle_buckets(self.wrapped)
         return self.wrapped
+
+    def _settle_buckets(self, wrapped: nn.Module) -> None:
+        """DDP lays its buckets out anew after the first backward pass, and where a gradient lies in a bucket decides in
+        which order three or more ranks add theirs. Two passes without a target get that over with, so that a resumed
+        run adds like the uninterrupted one, bit for bit."""
+        nothing = micro_batch((), ()).to(self.world.device)
+        for _ in range(2):
+            wrapped(nothing).backward()
+        self.optimizer.zero_grad(set_to_none=True)
 
     def sync_gradients(self, on: bool) -> None:
         if self.wrapped is not None:

@@ -4,12 +4,12 @@ A launcher (ours, torchrun, accelerate, srun) only has to set RANK, WORLD_SIZE, 
 (MASTER_ADDR and MASTER_PORT, or DFT_RENDEZVOUS as an init-method URL). The group is formed here and nowhere else.
 """
 
+import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -74,9 +74,8 @@ def rank_from_environment() -> tuple[int, int, int]:
     return rank, size, int(os.environ.get("LOCAL_RANK", str(rank)))
 
 
-@contextmanager
-def form_world(expected_size: int | None = None, timeout: timedelta = timedelta(minutes=10)) -> Iterator[World]:
-    """Join the process group for the time of the block.
+def form_world(expected_size: int | None = None, timeout: timedelta = timedelta(minutes=10)) -> World:
+    """Join the process group, for the rest of the process's life: see `leave`.
 
     Args:
         expected_size: the size asked for; a launcher that started fewer (accelerate on CPU does) is an error.
@@ -97,10 +96,20 @@ def form_world(expected_size: int | None = None, timeout: timedelta = timedelta(
     else:
         device, backend = torch.device("cpu"), "gloo"
     dist.init_process_group(backend, init_method=_rendezvous(size), rank=rank, world_size=size, timeout=timeout)
-    try:
-        yield World(rank, size, local_rank, device)
-    finally:
-        dist.destroy_process_group()
+    return World(rank, size, local_rank, device)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process, with its buffers written, and without taking the process group down.
+
+    Taking it down can hang for ever: `~ProcessGroupGloo` joins its threads while it holds the interpreter lock, and one
+    of them may be waiting for that lock to free the tensors of the last collective (seen with torch 2.13, three ranks).
+    The kernel closes the sockets.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _rendezvous(size: int) -> str:

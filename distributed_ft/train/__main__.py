@@ -31,12 +31,10 @@ def main() -> int:
         return _end(rank, str(stopped), EXIT_STOPPED)
     except FtError as error:
         return _end(rank, f"dft: error: {error}", EXIT_USER)
-    except OSError as error:
-        message = disk_problem(error)
-        if message is None:
-            raise
-        return _end(rank, f"dft: error: {message}", EXIT_USER)
-    except Exception:
+    except Exception as error:
+        message = disk_problem(error) if isinstance(error, OSError) else None
+        if message is not None:
+            return _end(rank, f"dft: error: {message}", EXIT_USER)
         log.exception("rank %d failed", rank)
         return EXIT_FAULT
     return EXIT_DONE
@@ -56,16 +54,16 @@ def train(path: Path, stop: StopRequest) -> None:
     directory = RunDirectory(path)
     config = load_resolved(directory.config)
     data = data_for(config, directory)
-    with form_world() as world:
-        run = open_run(config, directory, data, world, stop)
-        log.info(
-            "rank %d of %d on %s: step %d of %d", world.rank, world.size, world.device, run.state.step, run.total_steps
-        )
-        try:
-            fit(run)
-        finally:
-            if run.metrics is not None:
-                run.metrics.close()
+    world = form_world()
+    run = open_run(config, directory, data, world, stop)
+    log.info(
+        "rank %d of %d on %s: step %d of %d", world.rank, world.size, world.device, run.state.step, run.total_steps
+    )
+    try:
+        fit(run)
+    finally:
+        if run.metrics is not None:
+            run.metrics.close()
 
 
 def _log_to(directory: Path, rank: int) -> None:
@@ -93,4 +91,7 @@ def _end(rank: int, message: str, code: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    from distributed_ft.parallel.world import leave  # not before `main` listens to signals: it imports torch
+
+    leave(code)

@@ -4,6 +4,7 @@ Every function here that takes a strategy is a collective. What only rank 0 does
 failure (a full disk) reaches every rank through `World.agree`.
 """
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -131,7 +132,8 @@ def set_random_state(states: dict[str, Tensor], world: World) -> None:
 
 def seed_rank(seed: int, step: int, world: World) -> None:
     """Different random numbers on each rank, the same in each run."""
-    torch.manual_seed((seed * 1_000_003 + step) * 65_537 + world.rank)
+    digest = hashlib.sha256(f"{seed}|{step}|{world.rank}".encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:7], "little"))
 
 
 class _Shards:

@@ -1,6 +1,7 @@
 """What a run says of itself while it trains: `metrics.jsonl`, the trackers, a progress line."""
 
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -54,8 +55,8 @@ class Metrics:
         line: dict[str, Any] = {
             "step": record.step,
             "epoch": round(record.epoch, 6),
-            "loss": record.loss,
-            "grad_norm": record.grad_norm,
+            "loss": _finite(record.loss),
+            "grad_norm": _finite(record.grad_norm),
             "lr": record.lr,
             "tokens": record.tokens,
             "samples": record.samples,
@@ -85,14 +86,14 @@ class Metrics:
 
     def validation(self, step: int, loss: float, seconds: float) -> None:
         """Record a validation loss (mean over the supervised tokens of the whole validation set)."""
-        append_json_line(self.run.metrics, {"step": step, "val_loss": loss, "seconds": round(seconds, 6)})
+        append_json_line(self.run.metrics, {"step": step, "val_loss": _finite(loss), "seconds": round(seconds, 6)})
         self._scalars(step, {"validation/loss": loss, "time/validation": seconds})
-        self._say(f"step {step}/{self.total_steps}  validation loss {loss:.4f}")
+        self.say(f"step {step}/{self.total_steps}  validation loss {loss:.4f}")
 
     def checkpoint(self, step: int, seconds: float) -> None:
         """Record a published checkpoint and the seconds that training waited for it."""
         self._scalars(step, {"time/checkpoint": seconds})
-        self._say(f"step {step}/{self.total_steps}  checkpoint saved ({seconds:.1f} s)")
+        self.say(f"step {step}/{self.total_steps}  checkpoint saved ({seconds:.1f} s)")
 
     def text(self, step: int, tag: str, text: str) -> None:
         for tracker in self.trackers:
@@ -127,9 +128,15 @@ class Metrics:
         print(f"\r\033[K{line}" if interactive else line, end="" if interactive and not last else "\n", file=sys.stderr)
         sys.stderr.flush()
 
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """A line on this terminal, clear of the progress line."""
         start = "\r\033[K" if sys.stderr.isatty() else ""
         print(f"{start}{line}", file=sys.stderr, flush=True)
+
+
+def _finite(value: float) -> float | None:
+    """JSON knows no NaN and no infinity: null stands for them."""
+    return value if math.isfinite(value) else None
 
 
 def _clock(seconds: float) -> str:

@@ -108,6 +108,14 @@ def _open_metrics(run: Run) -> Metrics:
         metrics.flops_per_token = flops.flops_per_token(base_config, total, trainable, config.data.seq_len)
         peak = flops.peak_flops(torch.cuda.get_device_name(run.world.device))
         metrics.peak_flops = peak * run.world.size if peak is not None else None
+    metrics.say(
+        f"{config.method.type}: {trainable:,} of {total:,} parameters are trained ({trainable / total:.2%}); "
+        f"{config.strategy.type} on {run.world.size} x {run.world.device.type}"
+    )
+    if start >= run.total_steps:
+        metrics.say(f"nothing left to do: all {run.total_steps} steps are done")
+    elif start > 0:
+        metrics.say(f"resuming after step {start} of {run.total_steps}")
     if start == 0:
         metrics.settings(
             {"world_size": run.world.size, "trainable_parameters": trainable, **_flat(config.model_dump())}

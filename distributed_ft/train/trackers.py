@@ -24,8 +24,7 @@ class TensorBoard:
     def __init__(self, directory: Path, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        purge = first_step if first_step > 1 else None
-        self.writer = SummaryWriter(str(directory), purge_step=purge, flush_secs=10)
+        self.writer = SummaryWriter(str(directory), purge_step=first_step, flush_secs=10)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         for tag, value in values.items():
