@@ -338,9 +338,14 @@ def publish(run: RunDirectory, partial: Path, step: int, world_size: int) -> Che
 
 
 def prune(run: RunDirectory, keep: int) -> list[Checkpoint]:
-    """Delete all but the `keep` newest checkpoints and the one BEST names; returns what was deleted."""
-    best = run.pointer("BEST")
-    old = [c for c in run.all_checkpoints()[:-keep] if best is None or c.step != best.step]
+    """Delete all but the `keep` newest checkpoints up to LATEST and the one BEST names; returns what was deleted.
+
+    A checkpoint beyond LATEST was damaged when the run resumed from an earlier one; it must not take a good one's place.
+    """
+    best, latest = run.pointer("BEST"), run.pointer("LATEST")
+    found = run.all_checkpoints()
+    kept = {c.step for c in [c for c in found if latest is None or c.step <= latest.step][-keep:]}
+    old = [c for c in found if c.step not in kept and (best is None or c.step != best.step)]
     for checkpoint in old:
         (checkpoint.path / "manifest.json").unlink(missing_ok=True)  # from here on it is not a checkpoint
         shutil.rmtree(checkpoint.path)

@@ -22,10 +22,11 @@ from typing import IO
 from distributed_ft.artifacts import RunDirectory, write_atomic
 from distributed_ft.config.load import LoadedRun, differences, load_resolved, resolved_json
 from distributed_ft.config.schema import RunConfig
-from distributed_ft.errors import EXIT_FAULT, EXIT_STOPPED, CheckpointError, ConfigError
+from distributed_ft.errors import EXIT_FAULT, EXIT_STOPPED, EXIT_USER, CheckpointError, ConfigError
 from launcher.plan import LaunchPlan, Process, local_plan, torchrun_command
 
 GRACE_SECONDS = 30.0  # for the other ranks to end after one has failed
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _KILLED_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
 
 
@@ -131,17 +132,23 @@ def run_plan(plan: LaunchPlan, run: RunDirectory, lock: IO[str] | None = None) -
     """
     run.logs.mkdir(parents=True, exist_ok=True)
     children: list[subprocess.Popen[bytes]] = []
+    asked: list[int] = []  # signals, in the order they came
 
     def pass_on(number: int, _: FrameType | None) -> None:
+        asked.append(number)
         for child in children:
-            if child.poll() is None:
-                child.send_signal(signal.SIGTERM)
+            if child.poll() is None:  # who asks twice does not want to wait, and a rank in a collective is deaf
+                child.send_signal(signal.SIGTERM if len(asked) == 1 else signal.SIGKILL)
 
-    former = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    former = {number: signal.signal(number, pass_on) for number in _STOP_SIGNALS}
     try:
-        for rank, process in enumerate(plan.processes):
-            children.append(_start(process, run, rank, lock))
-        return _wait(children, run)
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)  # a request waits until all can hear it
+        try:
+            for rank, process in enumerate(plan.processes):
+                children.append(_start(process, run, rank, lock))
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
+        return _outcome(_wait(children), run, asked)
     finally:
         for child in children:
             if child.poll() is None:
@@ -161,46 +168,59 @@ def _start(process: Process, run: RunDirectory, rank: int, lock: IO[str] | None)
             stderr=output,
             start_new_session=True,
             pass_fds=(lock.fileno(),) if lock is not None else (),
-            preexec_fn=_die_with_parent,
+            preexec_fn=_at_birth,
         )
     finally:
         if output is not None:
             output.close()
 
 
-def _die_with_parent() -> None:
+def _at_birth() -> None:
+    """In the child, before its program: die with the parent, and hear requests to stop."""
     ctypes.CDLL(None).prctl(_KILLED_WITH_PARENT, signal.SIGKILL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
 
 
-def _wait(children: list[subprocess.Popen[bytes]], run: RunDirectory) -> int:
+def _wait(children: list[subprocess.Popen[bytes]]) -> list[tuple[int, int]]:
+    """Wait until all have ended. Returns rank and exit code of those that failed first; empty: none failed."""
     deadline = None
     while True:
         codes = [child.poll() for child in children]
         failed = [(rank, code) for rank, code in enumerate(codes) if code]
-        if None not in codes:
-            return _outcome(failed, run)
         if failed and deadline is None:
             deadline = time.monotonic() + GRACE_SECONDS
             first = failed
-        if deadline is not None and (time.monotonic() > deadline or first[0][1] not in (EXIT_STOPPED, 2)):
+        if None not in codes:
+            return _with_the_code_of(first[0], children) if failed else []
+        if deadline is not None and (time.monotonic() > deadline or first[0][1] not in (EXIT_STOPPED, EXIT_USER)):
             time.sleep(0.5)  # the others may be writing their last words
             for child in children:
                 if child.poll() is None:
                     child.kill()
             for child in children:
                 child.wait()
-            return _outcome(first, run)
+            return _with_the_code_of(first[0], children)
         time.sleep(0.05)
 
 
-def _outcome(failed: list[tuple[int, int]], run: RunDirectory) -> int:
+def _with_the_code_of(first: tuple[int, int], children: list[subprocess.Popen[bytes]]) -> list[tuple[int, int]]:
+    """The ranks that ended as the first to fail did. An error that all ranks share is then rank 0's, who tells it."""
+    return [(rank, first[1]) for rank, child in enumerate(children) if child.returncode == first[1]]
+
+
+def _outcome(failed: list[tuple[int, int]], run: RunDirectory, asked: list[int]) -> int:
+    """The exit code of the command, and a message where no rank has given one."""
     if not failed:
         return 0
     rank, code = failed[0]
     if code < 0:
-        name = signal.Signals(-code).name
-        print(f"dft: rank {rank} was ended by {name}; continue with: dft train {run.path}", file=sys.stderr)
-        return EXIT_FAULT
-    if code == EXIT_FAULT and rank > 0:
+        if len(asked) > 1:
+            what, code = "ended at once, as it was asked twice", 128 + asked[-1]
+        elif asked and -code == signal.SIGTERM:
+            what, code = "stopped on request while it was starting", EXIT_STOPPED
+        else:
+            what, code = f"rank {rank} was ended by {signal.Signals(-code).name}", EXIT_FAULT
+        print(f"dft: {what}; continue with: dft train {run.path}", file=sys.stderr)
+    elif code != EXIT_STOPPED and rank > 0:
         print(f"dft: rank {rank} failed; see {run.logs / f'rank-{rank}.log'}", file=sys.stderr)
     return code

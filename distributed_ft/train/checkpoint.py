@@ -66,8 +66,8 @@ def write_model(strategy: Strategy, model: nn.Module, config: RunConfig, world: 
     tensors = model.state_dict(keep_vars=True)
     names = list(methods.saved_tensors(model, config.method))
     files = _Shards(directory, methods.weights_name(config.method))
-    dtype = None if config.method.type == "lora" else DTYPES[config.model.dtype]
-    total = sum(tensors[name].numel() * (dtype or tensors[name].dtype).itemsize for name, _ in names)
+    dtype = methods.saved_dtype(config.method, DTYPES[config.model.dtype])
+    total = sum(tensors[name].numel() * _file_dtype(tensors[name], dtype).itemsize for name, _ in names)
     keys = dict(names)
     problem: Exception | None = None
     for name, tensor in strategy.gather([name for name, _ in names]):
@@ -75,13 +75,13 @@ def write_model(strategy: Strategy, model: nn.Module, config: RunConfig, world: 
             try:
                 if not torch.isfinite(tensor).all():
                     raise TrainingError(f"{name}: not finite; a checkpoint of it would be useless")
-                files.add(keys[name], tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor, total)
+                files.add(keys[name], tensor.to(_file_dtype(tensor, dtype)), total)
             except (OSError, TrainingError) as error:
                 problem = error
     if world.is_main and problem is None:
         try:
             files.close()
-            methods.write_description(model, config.method, config.model.base, directory)
+            methods.write_description(model, config.method, config.model.base, dtype, directory)
         except OSError as error:
             problem = error
     world.agree(problem)
@@ -179,6 +179,11 @@ class _Shards:
             raise OSError(str(error)) from None
         self.written.append(list(self.pending))
         self.pending, self.pending_bytes = {}, 0
+
+
+def _file_dtype(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """`dtype` for numbers with a fraction; a buffer of integers stays what it is."""
+    return dtype if tensor.is_floating_point() else tensor.dtype
 
 
 def _on_main(world: World, action: Callable[[], object]) -> None:

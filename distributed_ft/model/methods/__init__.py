@@ -62,11 +62,23 @@ def weights_name(method: MethodConfig) -> str:
             assert_never(method)
 
 
-def write_description(model: nn.Module, method: MethodConfig, base: str, directory: Path) -> None:
-    """The JSON files that make `directory` loadable by plain transformers or PEFT. No collective inside."""
+def saved_dtype(method: MethodConfig, compute: torch.dtype) -> torch.dtype:
+    """Dtype of the tensors in `model/`: whole models in the one they compute in, adapters as they are trained."""
     match method:
         case FullMethod():
-            full.write_description(model, base, directory)
+            return compute
+        case LoraMethod():
+            return torch.float32
+        case _:
+            assert_never(method)
+
+
+def write_description(model: nn.Module, method: MethodConfig, base: str, dtype: torch.dtype, directory: Path) -> None:
+    """The JSON files that make `directory`, whose tensors are `dtype`, loadable by plain transformers or PEFT.
+    No collective inside."""
+    match method:
+        case FullMethod():
+            full.write_description(model, base, dtype, directory)
         case LoraMethod():
             lora.write_description(model, base, directory)
         case _:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -24,11 +25,12 @@ def saved_tensors(model: nn.Module) -> Iterator[tuple[str, str]]:
             yield name, name
 
 
-def write_description(model: nn.Module, base: str, directory: Path) -> None:
+def write_description(model: nn.Module, base: str, dtype: torch.dtype, directory: Path) -> None:
     """config.json, generation_config.json and the tokenizer's files."""
     lm = cast(PreTrainedModel, model)
     config = type(lm.config).from_pretrained(base)  # as it was before training settings were put in
     config.architectures = [type(lm).__name__]
+    config.dtype = dtype  # of the file: transformers loads it in the dtype that is said here
     config.save_pretrained(directory)
     if lm.can_generate() and lm.generation_config is not None:
         lm.generation_config.save_pretrained(directory)
