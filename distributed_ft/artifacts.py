@@ -340,7 +340,7 @@ def publish(run: RunDirectory, partial: Path, step: int, world_size: int) -> Che
 def prune(run: RunDirectory, keep: int) -> list[Checkpoint]:
     """Delete all but the `keep` newest checkpoints up to LATEST and the one BEST names; returns what was deleted.
 
-    A checkpoint beyond LATEST was damaged when the run resumed from an earlier one; it must not take a good one's place.
+    A checkpoint beyond LATEST was damaged when the run resumed from an earlier one: it takes no good one's place.
     """
     best, latest = run.pointer("BEST"), run.pointer("LATEST")
     found = run.all_checkpoints()

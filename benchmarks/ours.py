@@ -1,0 +1,73 @@
+"""Worker: `distributed_ft.train.fit` as `dft train` runs it, with a stopwatch among its trackers.
+
+Everything a user gets is on: batches built step by step, metrics.jsonl, TensorBoard, the words that ranks exchange.
+Arguments: CASE OUT. Every rank reports; rank 0 has the times.
+"""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cases import Case
+from benchmarks.harness import memory_bytes, report
+from distributed_ft.artifacts import RunDirectory
+from distributed_ft.model.load import quiet_libraries
+from distributed_ft.parallel.world import form_world, leave, rank_from_environment
+from distributed_ft.train.fit import fit
+from distributed_ft.train.run import open_run
+from distributed_ft.train.signals import StopRequest
+
+
+class Stopwatch:
+    """A tracker that comes last: notes when each step is done, its recording included, and what it was."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+        self.cpu_ends: list[float] = []
+        self.losses: list[float] = []
+        self.grad_norms: list[float] = []
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        if "train/loss" in values:
+            self.losses.append(values["train/loss"])
+            self.grad_norms.append(values["train/grad_norm"])
+            self.ends.append(time.perf_counter())
+            self.cpu_ends.append(time.process_time())
+
+    def text(self, step: int, tag: str, text: str) -> None: ...
+
+    def settings(self, values: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def main() -> None:
+    case, out = Case(Path(sys.argv[1])), Path(sys.argv[2])
+    quiet_libraries()
+    data = case.data  # before ranks meet, as in `distributed_ft.train`
+    stopwatch = Stopwatch()
+    world = form_world(expected_size=rank_from_environment()[1])
+    run = open_run(case.config, RunDirectory(out / "run"), data, world, StopRequest())
+    if run.metrics is not None:
+        run.metrics.trackers = (*run.metrics.trackers, stopwatch)
+    resident = memory_bytes("VmRSS")
+    fit(run)
+    if run.metrics is not None:
+        run.metrics.close()
+    report(
+        out,
+        {
+            "ends": stopwatch.ends,
+            "cpu_ends": stopwatch.cpu_ends,
+            "losses": stopwatch.losses,
+            "grad_norms": stopwatch.grad_norms,
+            "resident_before": resident,
+            "resident_peak": memory_bytes("VmHWM"),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
+    leave(0)

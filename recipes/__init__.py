@@ -1,0 +1,1 @@
+"""Recipes that make what this repository ships: the tiny base model, its tokenizer and the demo's data."""

@@ -1,0 +1,273 @@
+"""What a checkpoint holds, who can load it, and going on from it in another world."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from support.ranks import run_ranks
+from support.tiny import make_config, prepare_run, write_rows
+
+from distributed_ft.artifacts import RunDirectory, read_json_lines, sha256_of
+from distributed_ft.config.schema import RunConfig
+from distributed_ft.errors import CheckpointError, Stopped
+from distributed_ft.parallel.world import World
+from distributed_ft.train import checkpoint
+from distributed_ft.train.fit import fit
+from distributed_ft.train.preflight import data_for
+from distributed_ft.train.run import open_run
+from distributed_ft.train.signals import StopRequest
+
+PROBE = torch.arange(3, 43)[None]
+# What a user does, in a process that knows nothing of us; the arguments are (model, base or "", answer) and the probe.
+PLAIN = """
+import sys, json, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+probe = torch.load(sys.argv[2])
+for model_dir, base, answer in json.loads(sys.argv[1]):
+    if base:
+        from peft import PeftModel
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), model_dir)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(model_dir)
+        AutoTokenizer.from_pretrained(model_dir).apply_chat_template([{"role": "user", "content": "hi"}])
+    torch.save(model.eval()(input_ids=probe).logits.detach(), answer)
+assert not any(name.startswith("distributed_ft") for name in sys.modules)
+"""
+CASES: dict[str, tuple[str, dict[str, Any], str, int]] = {  # architecture, changes, method, shard bytes
+    "lora": ("llama", {}, "lora", 2**31),
+    "full": ("qwen3", {"tie_word_embeddings": False}, "full", 2**31),
+    "full, tied": ("qwen2", {"tie_word_embeddings": True}, "full", 2**31),
+    "full, tied, in many files": ("qwen2", {"tie_word_embeddings": True}, "full", 20_000),
+    "full, over a bf16 base": ("llama", {"dtype": "bfloat16"}, "full", 2**31),
+}
+
+
+def train_and_probe(
+    world: World, configs: dict[str, RunConfig], shard_bytes: dict[str, int]
+) -> dict[str, torch.Tensor]:
+    """Train each; the logits of the trainer's own model for PROBE."""
+    logits = {}
+    for case, config in configs.items():
+        checkpoint.SHARD_BYTES = shard_bytes[case]
+        directory = RunDirectory(Path(config.runs_dir) / config.name)
+        run = open_run(config, directory, data_for(config, directory), world, StopRequest())
+        fit(run)
+        run.token_loss.eval()
+        with torch.no_grad():  # through TokenLoss, because there FSDP gathers the weights
+            seen: list[torch.Tensor] = []
+            head = run.token_loss.model.get_output_embeddings()
+            hook = head.register_forward_hook(lambda _, __, out, seen=seen: seen.append(out.float()))
+            run.model(probe_batch())
+            hook.remove()
+        logits[case] = seen[0]
+    return logits
+
+
+def probe_batch() -> Any:
+    from distributed_ft.data.batches import MicroBatch
+
+    length = PROBE.shape[1]
+    everywhere = torch.arange(length)
+    boundaries = torch.tensor([0, length], dtype=torch.int32)
+    return MicroBatch(PROBE, everywhere[None], boundaries, length, everywhere, torch.zeros(length, dtype=torch.int64))
+
+
+Trained = dict[str, tuple[RunDirectory, RunConfig, torch.Tensor]]
+
+
+@pytest.fixture(scope="module", params=["ddp", "fsdp"])
+def trained(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, bases: Callable[..., Path]
+) -> Trained:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    rows = write_rows(folder / "rows.jsonl", 20)
+    configs = {}
+    for case, (architecture, changes, method, _) in CASES.items():
+        configs[case] = make_config(
+            bases(architecture, **changes),
+            rows,
+            folder / case,
+            method={"type": method},
+            strategy={"type": request.param},
+            optim={"max_steps": 4, "lr": 1e-2, "global_batch_size": 4},
+        )
+        prepare_run(configs[case], 2)
+    shard_bytes = {case: size for case, (_, _, _, size) in CASES.items()}
+    logits = run_ranks(2, train_and_probe, configs=configs, shard_bytes=shard_bytes)[0]
+    return {case: (RunDirectory(Path(c.runs_dir) / "run"), c, logits[case]) for case, c in configs.items()}
+
+
+def newest(run: RunDirectory) -> Any:
+    found = run.newest_complete()
+    assert found is not None
+    assert found.step == 4
+    return found
+
+
+def test_model_directories_load_in_plain_transformers_and_peft_with_equal_logits(
+    trained: Trained, tmp_path: Path
+) -> None:
+    torch.save(PROBE, tmp_path / "probe.pt")
+    asked = []
+    for case, (run, config, _) in trained.items():
+        base = config.model.base if config.method.type == "lora" else ""
+        asked.append((str(newest(run).model), base, str(tmp_path / f"{case}.pt")))
+    command = [sys.executable, "-c", PLAIN, json.dumps(asked), str(tmp_path / "probe.pt")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "newly initialized" not in done.stderr
+    for case, (_, _, expected) in trained.items():
+        got = torch.load(tmp_path / f"{case}.pt")[0]
+        assert got.dtype == torch.float32, case
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5, msg=lambda m, case=case: f"{case}: {m}")
+
+
+def test_an_adapter_file_holds_exactly_what_peft_would_write_and_nothing_of_the_base(
+    trained: Trained, tmp_path: Path
+) -> None:
+    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+    from transformers import AutoModelForCausalLM
+
+    run, config, _ = trained["lora"]
+    base = AutoModelForCausalLM.from_pretrained(config.model.base)
+    expected = get_peft_model_state_dict(
+        get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+    )
+    model = newest(run).model
+    with safe_open(model / "adapter_model.safetensors", "pt") as file:
+        assert {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()} == {  # noqa: SIM118
+            key: tuple(value.shape) for key, value in expected.items()
+        }
+    assert {path.name for path in model.iterdir()} == {"adapter_model.safetensors", "adapter_config.json"}
+    written = json.loads((model / "adapter_config.json").read_text())
+    assert written["base_model_name_or_path"] == config.model.base
+    assert written["inference_mode"] is True
+
+
+def test_weights_beyond_the_limit_are_split_into_files_with_an_index(trained: Trained) -> None:
+    run, _, _ = trained["full, tied, in many files"]
+    model = newest(run).model
+    index = json.loads((model / "model.safetensors.index.json").read_text())
+    files = sorted(path.name for path in model.glob("*.safetensors"))
+    assert len(files) > 2
+    assert files == sorted(set(index["weight_map"].values()))
+    keys: dict[str, str] = {}
+    size = 0
+    for name in files:
+        with safe_open(model / name, "pt") as file:
+            for key in file.keys():  # noqa: SIM118
+                assert key not in keys
+                keys[key] = name
+                size += file.get_tensor(key).nbytes
+    assert keys == index["weight_map"]
+    assert size == index["metadata"]["total_size"]
+
+
+def test_the_manifest_lists_every_file_with_its_size_and_sha256(trained: Trained) -> None:
+    for run, _, _ in trained.values():
+        found = newest(run)
+        listed = {name: (e.size, e.sha256) for name, e in found.manifest().files.items()}
+        there = {
+            path.relative_to(found.path).as_posix(): (path.stat().st_size, sha256_of(path))
+            for path in found.path.rglob("*")
+            if path.is_file() and path.name != "manifest.json"
+        }
+        assert listed == there
+        assert found.manifest().world_size == 2
+        assert run.latest_file.read_text() == f"{found.name}\n"
+        assert not list(run.checkpoints.glob(".*"))
+
+
+class StopAfter(StopRequest):
+    """A request that comes after so many questions."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps + 1
+
+    @property  # type: ignore[override]
+    def requested(self) -> bool:
+        self.left -= 1
+        return self.left == 0
+
+
+def train_until(world: World, configs: dict[str, RunConfig], steps: int) -> None:
+    for config in configs.values():
+        directory = RunDirectory(Path(config.runs_dir) / config.name)
+        run = open_run(config, directory, data_for(config, directory), world, StopAfter(steps))
+        try:
+            fit(run)
+        except Stopped:
+            assert run.state.step < run.total_steps
+
+
+def test_a_run_goes_on_in_a_world_of_another_size(tmp_path: Path, bases: Callable[..., Path]) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", 20)
+    configs: dict[str, dict[str, RunConfig]] = {"moved": {}, "stayed": {}}
+    for place, made in configs.items():
+        for strategy in ("ddp", "fsdp"):
+            for method in ("lora", "full"):
+                made[f"{strategy} {method}"] = make_config(
+                    bases("llama"),
+                    rows,
+                    tmp_path / f"{place} {strategy} {method}",
+                    method={"type": method},
+                    strategy={"type": strategy},
+                    optim={"max_steps": 12, "lr": 2e-3, "global_batch_size": 4, "weight_decay": 0.1},
+                )
+                prepare_run(made[f"{strategy} {method}"], 2)
+    run_ranks(2, train_until, configs=configs["stayed"], steps=100)
+    for world_size in (2, 1, 2, 4):  # three steps each
+        run_ranks(world_size, train_until, configs=configs["moved"], steps=3)
+    for case in configs["moved"]:
+        lines = [read_json_lines(tmp_path / f"{place} {case}" / "run" / "metrics.jsonl") for place in configs]
+        assert [line["step"] for line in lines[0]] == list(range(1, 13)), case
+        for moved, stayed in zip(*lines, strict=True):
+            for exact in ("samples", "lr", "tokens", "epoch"):
+                assert moved[exact] == stayed[exact], case
+            for near in ("loss", "grad_norm"):
+                assert moved[near] == pytest.approx(stayed[near], rel=1e-4), case
+
+
+def keep_saving(world: World, config: RunConfig) -> list[str]:
+    """Resume at 4 while 6 is damaged, save 5: it must not be 5 that goes."""
+    directory = RunDirectory(Path(config.runs_dir) / config.name)
+    run = open_run(config, directory, data_for(config, directory), world, StopAfter(1))
+    assert run.state.step == 4
+    with pytest.raises(Stopped):
+        fit(run)
+    return [c.name for c in directory.complete_checkpoints()]
+
+
+def test_a_damaged_newer_checkpoint_does_not_push_out_a_good_one(tmp_path: Path, bases: Callable[..., Path]) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", 20)
+    optim = {"max_steps": 6, "global_batch_size": 4}
+    config = make_config(bases("llama"), rows, tmp_path, optim=optim, checkpoint={"every": 2, "keep": 2})
+    run = prepare_run(config)
+    run_ranks(1, train_until, configs={"": config}, steps=100)
+    assert [c.name for c in run.complete_checkpoints()] == ["step-00000004", "step-00000006"]
+    (run.checkpoints / "step-00000006" / "manifest.json").unlink()
+    config_of_one = config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"keep": 1})})
+    assert run_ranks(1, keep_saving, config=config_of_one)[0] == ["step-00000005"]
+
+
+def test_latest_that_names_nothing_is_refused(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.latest_file.write_text("step-00000004\n")
+    with pytest.raises(CheckpointError, match=r"names 'step-00000004', but .* holds no checkpoint"):
+        run.newest_complete()
+
+
+@pytest.mark.parametrize("seed", [0, 20261122, 2**32 - 1])
+def test_any_seed_that_the_schema_takes_can_be_used_and_ranks_and_steps_differ(seed: int) -> None:
+    drawn = set()
+    for rank in range(3):
+        for step in (0, 1, 500):
+            checkpoint.seed_rank(seed, step, World(rank, 3, rank, torch.device("cpu")))
+            drawn.add(torch.initial_seed())
+    assert len(drawn) == 9

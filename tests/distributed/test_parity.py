@@ -1,0 +1,168 @@
+"""One process, DDP, FSDP2 and hybrid sharding compute the same training run."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.ranks import run_ranks
+from support.tiny import make_config, prepare_run, write_rows
+from torch.distributed.tensor import DTensor
+
+from distributed_ft.artifacts import read_json_lines
+from distributed_ft.config.schema import RunConfig
+from distributed_ft.data.batches import micro_batches
+from distributed_ft.data.order import Order
+from distributed_ft.parallel.world import World
+from distributed_ft.train.fit import fit
+from distributed_ft.train.preflight import data_for
+from distributed_ft.train.run import Run, open_run
+from distributed_ft.train.signals import StopRequest
+
+WORLDS: dict[str, tuple[int, dict[str, Any]]] = {
+    "one process": (1, {"type": "ddp"}),
+    "one process, fsdp": (1, {"type": "fsdp"}),
+    "2 ddp": (2, {"type": "ddp"}),
+    "2 fsdp": (2, {"type": "fsdp"}),
+    "4 fsdp": (4, {"type": "fsdp"}),
+    "2 x 2 fsdp": (4, {"type": "fsdp", "dp_replicate": 2}),
+}
+OPTIM = {"weight_decay": 0.1, "max_grad_norm": 0.5}
+CASES: dict[str, dict[str, Any]] = {
+    "lora": {"optim": OPTIM},
+    "full": {"method": {"type": "full"}, "optim": {**OPTIM, "lr": 1e-3}, "model": {"gradient_checkpointing": "full"}},
+    "lora bf16": {"optim": {**OPTIM, "max_steps": 12}, "model": {"dtype": "bf16"}},
+    "full bf16": {
+        "method": {"type": "full"},
+        "optim": {**OPTIM, "lr": 1e-3, "max_steps": 12},
+        "model": {"dtype": "bf16"},
+    },
+}
+TIED = {"full", "full bf16"}
+CELLS = {
+    (case, where): world
+    for case in CASES
+    for where, world in WORLDS.items()
+    if "bf16" not in case or where not in ("one process, fsdp", "4 fsdp")
+}
+Curve = list[tuple[float, float]]  # loss and gradient norm of each step
+
+
+def open_here(world: World, config: RunConfig) -> Run:
+    from distributed_ft.artifacts import RunDirectory
+
+    directory = RunDirectory(Path(config.runs_dir) / config.name)
+    return open_run(config, directory, data_for(config, directory), world, StopRequest())
+
+
+def train_all(world: World, configs: dict[str, RunConfig]) -> None:
+    for config in configs.values():
+        fit(open_here(world, config))
+
+
+def step_and_measure(world: World, config: RunConfig) -> dict[str, int]:
+    """Bytes on this rank: parameters and optimizer state after a step, gradients in the middle of the next one."""
+    run = open_here(world, config)
+    first, second, *_ = micro_batches(run.order, 0, world.rank, world.size, 1)
+    run.strategy.sync_gradients(True)
+    run.strategy.backward(run.model(first) / 100)
+    run.strategy.step(1e-3, usable=True)
+    run.strategy.sync_gradients(False)
+    run.strategy.backward(run.model(second) / 100)
+    parameters = list(run.token_loss.parameters())
+    moments = [v for state in run.strategy.optimizer.state.values() for v in state.values() if v.ndim]
+    trained = sum(p.requires_grad for p in parameters)
+    assert len(moments) == 2 * trained, "AdamW has two moments a parameter"
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    assert len(gradients) == trained
+    return {"parameters": held(parameters), "moments": held(moments), "gradients": held(gradients)}
+
+
+def held(tensors: list[torch.Tensor]) -> int:
+    """Bytes of the storages behind `tensors` on this rank."""
+    local = [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in local}
+    return sum(storages.values())
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows whose sequences, in batches of 8, leave a rank of 4 without any in the last batch of an epoch. Three of
+    them hold a truncated prompt only; in a micro-batch of their own these have no target at all."""
+    return write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", 46, num_overlong=3)
+
+
+@pytest.fixture(scope="module")
+def curves(
+    tmp_path_factory: pytest.TempPathFactory, bases: Callable[..., Path], rows: Path
+) -> dict[tuple[str, str], Curve]:
+    """(case, world) -> curve."""
+    folder = tmp_path_factory.mktemp("parity")
+    found: dict[tuple[str, str], Curve] = {}
+    for size in (1, 2, 4):
+        configs = {}
+        for (case, where), (world_size, strategy) in CELLS.items():
+            if world_size == size:
+                base = bases("qwen2", tie_word_embeddings=True) if case in TIED else bases("llama")
+                config = make_config(base, rows, folder / f"{case} {where}", **CASES[case], strategy=strategy)
+                prepare_run(config, size)
+                configs[case, where] = config
+        run_ranks(size, train_all, configs=configs)
+        for key, config in configs.items():
+            lines = read_json_lines(Path(config.runs_dir) / "run" / "metrics.jsonl")
+            found[key] = [(line["loss"], line["grad_norm"]) for line in lines if "loss" in line]
+    return found
+
+
+def test_the_batches_have_what_makes_parity_hard(tmp_path: Path, bases: Callable[..., Path], rows: Path) -> None:
+    config = make_config(bases("llama"), rows, tmp_path)
+    order = Order.of(config, data_for(config, prepare_run(config)))
+    sizes = [len(order.global_batch(step)) for step in range(order.steps_per_epoch)]
+    assert sizes[:-1] == [8, 8, 8]
+    assert 0 < sizes[-1] < 4, "some rank of 4 has no sequence in the last batch"
+    micros = [m for s in range(4) for r in range(4) for m in micro_batches(order, s, r, 4, 1)]
+    assert sum(m.num_supervised == 0 and m.num_tokens > 1 for m in micros) == 3
+    assert sum(m.num_tokens == 1 for m in micros) == 4 - sizes[-1]
+    assert any(len(m.cu_seqlens) > 2 for m in micros), "several documents in a sequence"
+
+
+@pytest.mark.parametrize("where", [name for name in WORLDS if name != "one process"])
+@pytest.mark.parametrize("case", ["lora", "full"])
+def test_fp32_losses_and_gradient_norms_equal_those_of_one_process(
+    curves: dict[tuple[str, str], Curve], case: str, where: str
+) -> None:
+    expected, got = torch.tensor(curves[case, "one process"]), torch.tensor(curves[case, where])
+    assert got.shape == (30, 2)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("where", ["2 ddp", "2 fsdp", "2 x 2 fsdp"])
+@pytest.mark.parametrize("case", ["lora bf16", "full bf16"])
+def test_bf16_losses_are_near_those_of_one_process(curves: dict[tuple[str, str], Curve], case: str, where: str) -> None:
+    expected, got = torch.tensor(curves[case, "one process"]), torch.tensor(curves[case, where])
+    assert got.shape == (12, 2)
+    torch.testing.assert_close(got[:, 0], expected[:, 0], rtol=2e-2, atol=0)
+
+
+@pytest.mark.parametrize("case", ["lora", "full"])
+def test_the_runs_compared_did_learn_and_clip(curves: dict[tuple[str, str], Curve], case: str) -> None:
+    curve = curves[case, "one process"]
+    assert curve[-1][0] < 0.8 * curve[0][0]
+    assert sum(norm > OPTIM["max_grad_norm"] for _, norm in curve) >= 5
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_each_rank_holds_its_share_of_parameters_moments_and_gradients(
+    tmp_path: Path, bases: Callable[..., Path], rows: Path, method: str
+) -> None:
+    whole: dict[str, int] = {}
+    for size in (1, 2, 4):
+        config = make_config(
+            bases("llama"), rows, tmp_path / str(size), method={"type": method}, strategy={"type": "fsdp"}
+        )
+        prepare_run(config, size)
+        for held_here in run_ranks(size, step_and_measure, config=config):
+            whole = whole or held_here
+            for what, number in held_here.items():
+                assert number <= (1 / size + 0.05) * whole[what], f"{what} on {size} ranks: {number} of {whole[what]}"

@@ -1,0 +1,99 @@
+"""Being asked to stop: all ranks save at the next step boundary, say how to go on, and the run goes on as if nothing
+had happened."""
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.commands import Training, curve, gone, kill, last_step, train, train_undisturbed, weights, write_run_yaml
+from support.tiny import write_rows
+
+
+@pytest.fixture
+def run_yaml(tmp_path: Path, bases: Callable[..., Path]) -> Path:
+    """60 steps without a checkpoint of their own accord before the last."""
+    rows = write_rows(tmp_path / "rows.jsonl", 40)
+    changes = {"optim": {"max_steps": 60}, "checkpoint": {"every": 1000}, "strategy": {"type": "fsdp"}}
+    return write_run_yaml(tmp_path, bases("qwen3"), rows, **changes)
+
+
+def assert_saved(training: Training) -> None:
+    """Exit code 75, with the last finished step as the newest checkpoint, and the command that goes on."""
+    assert training.wait() == 75, training.stderr
+    assert f"saved; continue with: dft train {training.run.path}\n" in training.stderr
+    assert "Traceback" not in training.stderr
+    newest = training.run.newest_complete()
+    assert newest is not None
+    assert newest.step == last_step(training.run) < 60
+    assert gone(training.run), "a process outlived the run"
+
+
+def test_stops_by_ctrl_c_by_sigterm_and_by_one_rank_alone_resume_to_the_undisturbed_run(run_yaml: Path) -> None:
+    reference = train_undisturbed(write_run_yaml_like(run_yaml, "undisturbed"))
+
+    with Training(run_yaml) as training:
+        assert training.until(training.reaches(3))
+        assert_another_is_refused(training, run_yaml)
+        kill(training.process.pid, signal.SIGINT)
+        assert_saved(training)
+    with Training(run_yaml) as training:
+        assert training.until(training.reaches(last_step(training.run) + 2))
+        kill(training.process.pid, signal.SIGTERM)
+        assert_saved(training)
+    with Training(run_yaml, run=training.run.path) as training:  # `dft train RUN_DIR` goes on too
+        assert training.until(training.reaches(last_step(training.run) + 2))
+        kill(training.ranks()[1], signal.SIGTERM)
+        assert_saved(training)
+
+    code, stderr = train(run_yaml)
+    assert code == 0, stderr
+    assert curve(training.run) == curve(reference)
+    assert weights(training.run) == weights(reference)
+
+
+def write_run_yaml_like(run_yaml: Path, name: str) -> Path:
+    other = run_yaml.with_name(f"{name}.yaml")
+    other.write_text(run_yaml.read_text().replace('"name": "run"', f'"name": "{name}"'))
+    return other
+
+
+def assert_another_is_refused(training: Training, run_yaml: Path) -> None:
+    """The ranks hold still meanwhile, so that the run is certainly there."""
+    ranks = training.ranks().values()
+    for pid in ranks:
+        kill(pid, signal.SIGSTOP)
+    before = curve(training.run)
+    again = run_yaml.with_name("again.yaml")
+    again.write_text(run_yaml.read_text())
+    with Training(again, run=training.run.path) as other:
+        code = other.process.wait(120)
+        assert code == 2, other.stderr
+        assert f"another training is running there (process {training.process.pid})" in other.stderr
+        other.ranks = dict  # type: ignore[method-assign]  # they are the first one's
+    assert curve(training.run) == before
+    for pid in ranks:
+        kill(pid, signal.SIGCONT)
+
+
+def test_a_second_signal_ends_the_run_at_once_even_when_a_rank_hangs(run_yaml: Path) -> None:
+    with Training(run_yaml) as training:
+        assert training.until(training.reaches(2))
+        kill(training.ranks()[1], signal.SIGSTOP)
+        kill(training.process.pid, signal.SIGTERM)
+        with pytest.raises(Exception, match="timed out"):
+            training.process.wait(2)
+        kill(training.process.pid, signal.SIGTERM)
+        assert training.process.wait(5) == 128 + signal.SIGTERM
+        assert f"ended at once, as it was asked twice; continue with: dft train {training.run.path}" in training.stderr
+        assert gone(training.run)
+
+
+def test_a_stop_while_the_ranks_are_starting_is_resumable_too(run_yaml: Path) -> None:
+    with Training(run_yaml) as training:
+        assert training.until(training.ranks)
+        kill(training.process.pid, signal.SIGTERM)
+        assert training.wait() == 75, training.stderr
+        assert f"continue with: dft train {training.run.path}\n" in training.stderr
+        assert gone(training.run)
+    assert last_step(training.run) == 0

@@ -1,0 +1,122 @@
+"""Worlds of real ranks: processes that form a gloo group over loopback and run a function each.
+
+`run_ranks(2, function, x=1)` gives what `function(world, x=1)` returned on each rank. A rank is forked from a process
+that has the imports done (they take seconds) and nothing else: no thread, no group, no tensor.
+"""
+
+import importlib
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import IO, Any
+
+TESTS = Path(__file__).resolve().parent.parent
+LIMIT = float(os.environ.get("RANKS_LIMIT", "240"))  # seconds that a world may take
+Answer = tuple[str, list[Any]]  # what went wrong or "", and each rank's result
+
+
+def run_ranks(world_size: int, function: Callable[..., Any], **arguments: Any) -> list[Any]:
+    """Run `function(world, **arguments)`, importable from a test module, on `world_size` ranks; results by rank."""
+    server = _server()
+    assert server.stdin is not None
+    assert server.stdout is not None
+    name = f"{function.__module__}:{function.__qualname__}"
+    pickle.dump((world_size, name, arguments, sys.path), server.stdin)
+    server.stdin.flush()
+    problem, results = pickle.load(server.stdout)
+    assert not problem, problem
+    return list(results)
+
+
+@cache
+def _server() -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(TESTS)}
+    command = [sys.executable, "-m", "support.ranks"]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+
+
+def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
+    import distributed_ft.train.fit
+    import distributed_ft.train.preflight  # noqa: F401
+
+    while True:
+        try:
+            world_size, name, arguments, path = pickle.load(requests)
+        except EOFError:  # pytest has ended
+            return
+        sys.path[:] = path
+        assert len(os.listdir("/proc/self/task")) == 1, "a process with threads must not fork"
+        pickle.dump(_run_world(world_size, name, arguments), answers)
+        answers.flush()
+
+
+def _run_world(world_size: int, name: str, arguments: dict[str, Any]) -> Answer:
+    with tempfile.TemporaryDirectory() as folder:
+        children = {_fork(rank, world_size, name, arguments, Path(folder)): rank for rank in range(world_size)}
+        problem = _wait(set(children))
+        results = []
+        for rank in range(world_size):
+            failure = Path(folder) / f"{rank}.failure"
+            if failure.exists():
+                problem += f"\n--- rank {rank}\n{failure.read_text()}"
+            elif not problem:
+                results.append(pickle.loads((Path(folder) / f"{rank}.result").read_bytes()))
+        return problem, results
+
+
+def _fork(rank: int, world_size: int, name: str, arguments: dict[str, Any], folder: Path) -> int:
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        os.dup2(2, 1)  # stdout carries the answers
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}
+        os.environ["DFT_RENDEZVOUS"] = (folder / "rendezvous").as_uri()
+        from distributed_ft.parallel.world import form_world
+
+        module, _, attribute = name.partition(":")
+        function = getattr(importlib.import_module(module), attribute)
+        result = function(form_world(world_size), **arguments)
+        (folder / f"{rank}.result").write_bytes(pickle.dumps(result))
+        code = 0
+    except BaseException:
+        (folder / f"{rank}.failure").write_text(traceback.format_exc())
+    finally:
+        os._exit(code)
+
+
+def _wait(children: set[int]) -> str:
+    """Wait for all; the first to fail ends the others. Returns what went wrong, or the empty string."""
+    deadline, problem = time.monotonic() + LIMIT, ""
+    while children:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid:
+            children.discard(pid)
+        if not problem and pid and status:
+            problem = f"a rank ended with status {os.waitstatus_to_exitcode(status)}"
+            deadline = min(deadline, time.monotonic() + 2)
+        if time.monotonic() > deadline:
+            problem = problem or f"not done after {LIMIT:.0f} s"
+            for child in children:
+                os.kill(child, signal.SIGKILL)
+            deadline = float("inf")
+        if not pid:
+            time.sleep(0.005)
+    return problem
+
+
+if __name__ == "__main__":
+    from support import ranks
+
+    output = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    ranks._serve(sys.stdin.buffer, output)

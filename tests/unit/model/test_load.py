@@ -1,0 +1,72 @@
+"""Reading a base: what is chosen for it, and what is said when it cannot be used."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from distributed_ft.config.schema import LoraMethod, ModelConfig
+from distributed_ft.errors import ConfigError
+from distributed_ft.model import methods
+from distributed_ft.model.attention import PACKED_SDPA
+from distributed_ft.model.load import build_empty, load_model, load_tokenizer, weights_problem
+
+CPU = torch.device("cpu")
+
+
+def test_auto_takes_eager_attention_where_scores_are_capped(bases: Callable[..., Path]) -> None:
+    """sdpa knows no cap: it would train another model than the base is."""
+    for architecture, expected in (("llama", PACKED_SDPA), ("mistral", PACKED_SDPA), ("gemma2", "eager")):
+        model = load_model(ModelConfig(base=str(bases(architecture))), torch.float32, CPU)
+        assert model.config._attn_implementation == expected
+
+
+def test_sdpa_is_refused_where_scores_are_capped(bases: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigError, match=r"model\.attention: Gemma2ForCausalLM .* use auto or eager"):
+        load_model(ModelConfig(base=str(bases("gemma2")), attention="sdpa"), torch.float32, CPU)
+
+
+def test_a_base_that_is_missing_or_broken_is_one_message_about_model_base(
+    bases: Callable[..., Path], tmp_path: Path
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for read in (load_tokenizer, lambda b: load_model(ModelConfig(base=b), torch.float32, CPU)):
+        with pytest.raises(ConfigError, match=r"^model\.base: .*empty"):
+            read(str(empty))
+    with pytest.raises(ConfigError, match=r"^model\.base: .*empty"):
+        build_empty(ModelConfig(base=str(empty)))
+    assert weights_problem(str(empty)) == f"{empty}: no *.safetensors file"
+
+
+def test_a_half_written_weights_file_is_found_from_its_header(bases: Callable[..., Path], tmp_path: Path) -> None:
+    whole = (bases("llama") / "model.safetensors").read_bytes()
+    assert weights_problem(str(bases("llama"))) is None
+    for kept in (0, 4, 100, len(whole) // 2, len(whole) - 1):
+        (tmp_path / "model.safetensors").write_bytes(whole[:kept])
+        problem = weights_problem(str(tmp_path))
+        assert problem is not None, kept
+        assert "model.safetensors" in problem
+
+
+def test_the_shapes_alone_count_the_same_parameters_as_the_loaded_model(bases: Callable[..., Path]) -> None:
+    config = ModelConfig(base=str(bases("qwen2", tie_word_embeddings=True)))
+    method = LoraMethod(rank=4)
+    loaded = methods.apply(load_model(config, torch.float32, CPU), method)
+    shapes = methods.apply(build_empty(config), method)
+    assert methods.parameter_counts(shapes) == methods.parameter_counts(loaded)
+    assert all(p.device.type == "meta" for p in shapes.parameters())
+
+
+def test_target_modules_that_match_nothing_are_named_with_a_suggestion(bases: Callable[..., Path]) -> None:
+    model = build_empty(ModelConfig(base=str(bases("llama"))))
+    with pytest.raises(ConfigError, match=r"method\.target_modules: 'q_prj' .* did you mean 'q_proj'"):
+        methods.apply(model, LoraMethod(target_modules=("v_proj", "q_prj")))
+
+
+def test_adapters_are_fp32_over_a_bf16_base_which_stays_frozen(bases: Callable[..., Path]) -> None:
+    model = methods.apply(load_model(ModelConfig(base=str(bases("llama"))), torch.bfloat16, CPU), LoraMethod(rank=4))
+    dtypes = {(p.requires_grad, p.dtype) for p in model.parameters()}
+    assert dtypes == {(True, torch.float32), (False, torch.bfloat16)}
+    assert not any("lm_head" in name for name, p in model.named_parameters() if p.requires_grad)
