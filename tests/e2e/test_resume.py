@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.commands import Training, curve, gone, kill, train, train_undisturbed, weights, write_run_yaml
+from support.commands import Training, curve, gone, kill, last_step, train, train_undisturbed, weights, write_run_yaml
 from support.tiny import write_rows
 
 from distributed_ft.artifacts import RunDirectory
@@ -48,12 +48,11 @@ def uninterrupted(make_yaml: Callable[..., Path]) -> Callable[[str], Reference]:
     return reference
 
 
-def kill_something(training: Training, rng: random.Random, what: str, inside_a_save: bool) -> None:
-    """At a random moment of what is left of the run; nothing happens when the run ends before it."""
-    newest = training.run.newest_complete()
-    done = newest.step if newest else 0
-    moment = training.saves_after(done) if inside_a_save else training.reaches(rng.randint(done + 1, FINISHED - 1))
-    if not training.until(moment):
+def kill_something(training: Training, rng: random.Random, what: str, inside_a_save: bool, latest: int) -> None:
+    """At a random moment before step `latest`; nothing happens when the run ends before it."""
+    newest, seen = training.run.newest_complete(), last_step(training.run)
+    inside = training.saves_after(newest.step if newest else 0)
+    if not training.until(inside if inside_a_save else training.reaches(rng.randint(seen + 1, max(seen + 1, latest)))):
         return
     time.sleep(rng.uniform(0.0, 0.03 if inside_a_save else 0.1))
     ranks = training.ranks()
@@ -66,10 +65,10 @@ def kill_something(training: Training, rng: random.Random, what: str, inside_a_s
 
 def survive(run_yaml: Path, rng: random.Random, kills: list[tuple[str, bool]], expected: Reference) -> None:
     """Start the same command again after every kill; at the end nothing may tell the run from the undisturbed one."""
-    interrupted = 0
-    for what, inside_a_save in kills:
+    interrupted, total = 0, max(line["step"] for line in expected[0])
+    for number, (what, inside_a_save) in enumerate(kills, 1):
         with Training(run_yaml) as training:
-            kill_something(training, rng, what, inside_a_save)
+            kill_something(training, rng, what, inside_a_save, number * total // (len(kills) + 1))
             interrupted += training.wait() != 0
             assert gone(training.run), "a rank outlived its launcher"
     assert interrupted >= len(kills) - 1, "the runs ended before they were killed"

@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from distributed_ft.artifacts import RunDirectory, read_json_lines, sha256_of
+from distributed_ft.config.load import load, load_resolved
+from distributed_ft.parallel.world import World
+from support.ranks import run_ranks
+from support.tiny import prepare_run
 
 LIMIT = 180.0  # seconds that a training may take
 
@@ -89,6 +93,26 @@ def train(run_yaml: Path, nproc: int = 2, *arguments: str) -> tuple[int, str]:
     """Train to the end: exit code and stderr."""
     with Training(run_yaml, nproc, *arguments) as training:
         return training.wait(), training.stderr
+
+
+def train_undisturbed(run_yaml: Path, nproc: int = 2) -> RunDirectory:
+    """Train to the end by the same code without the commands around it (quicker): what other runs must equal."""
+    run = prepare_run(load(run_yaml).config, nproc)
+    run_ranks(nproc, _train_here, run=run)
+    return run
+
+
+def _train_here(world: World, run: RunDirectory) -> None:
+    from distributed_ft.train.fit import fit
+    from distributed_ft.train.preflight import data_for
+    from distributed_ft.train.run import open_run
+    from distributed_ft.train.signals import StopRequest
+
+    config = load_resolved(run.config)
+    opened = open_run(config, run, data_for(config, run), world, StopRequest())
+    fit(opened)
+    if opened.metrics is not None:
+        opened.metrics.close()
 
 
 def processes_of(run: RunDirectory) -> list[int]:

@@ -19,17 +19,21 @@ from pathlib import Path
 from typing import IO, Any
 
 TESTS = Path(__file__).resolve().parent.parent
-LIMIT = float(os.environ.get("RANKS_LIMIT", "240"))  # seconds that a world may take
+LIMIT = 240.0  # seconds that a world may take
 Answer = tuple[str, list[Any]]  # what went wrong or "", and each rank's result
 
 
-def run_ranks(world_size: int, function: Callable[..., Any], **arguments: Any) -> list[Any]:
-    """Run `function(world, **arguments)`, importable from a test module, on `world_size` ranks; results by rank."""
+def run_ranks(world_size: int, function: Callable[..., Any], on_cpu: bool = False, **arguments: Any) -> list[Any]:
+    """Run `function(world, **arguments)`, importable from a test module, on `world_size` ranks; results by rank.
+
+    `on_cpu`: hide the GPUs from them.
+    """
     server = _server()
     assert server.stdin is not None
     assert server.stdout is not None
     name = f"{function.__module__}:{function.__qualname__}"
-    pickle.dump((world_size, name, arguments, sys.path), server.stdin)
+    environment = {"CUDA_VISIBLE_DEVICES": ""} if on_cpu else {}
+    pickle.dump((world_size, name, environment, arguments, sys.path), server.stdin)
     server.stdin.flush()
     problem, results = pickle.load(server.stdout)
     assert not problem, problem
@@ -49,19 +53,24 @@ def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
 
     while True:
         try:
-            world_size, name, arguments, path = pickle.load(requests)
+            world_size, name, environment, arguments, path = pickle.load(requests)
         except EOFError:  # pytest has ended
             return
         sys.path[:] = path
         assert len(os.listdir("/proc/self/task")) == 1, "a process with threads must not fork"
-        pickle.dump(_run_world(world_size, name, arguments), answers)
+        pickle.dump(_run_world(world_size, name, environment, arguments), answers)
         answers.flush()
 
 
-def _run_world(world_size: int, name: str, arguments: dict[str, Any]) -> Answer:
+def _run_world(world_size: int, name: str, environment: dict[str, str], arguments: dict[str, Any]) -> Answer:
     with tempfile.TemporaryDirectory() as folder:
-        children = {_fork(rank, world_size, name, arguments, Path(folder)): rank for rank in range(world_size)}
-        problem = _wait(set(children))
+        common = {
+            **environment,
+            "WORLD_SIZE": str(world_size),
+            "DFT_RENDEZVOUS": (Path(folder) / "rendezvous").as_uri(),
+        }
+        children = {_fork(rank, common, name, arguments, Path(folder)) for rank in range(world_size)}
+        problem = _wait(children)
         results = []
         for rank in range(world_size):
             failure = Path(folder) / f"{rank}.failure"
@@ -72,20 +81,19 @@ def _run_world(world_size: int, name: str, arguments: dict[str, Any]) -> Answer:
         return problem, results
 
 
-def _fork(rank: int, world_size: int, name: str, arguments: dict[str, Any], folder: Path) -> int:
+def _fork(rank: int, common: dict[str, str], name: str, arguments: dict[str, Any], folder: Path) -> int:
     child = os.fork()
     if child:
         return child
     code = 1
     try:
         os.dup2(2, 1)  # stdout carries the answers
-        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}
-        os.environ["DFT_RENDEZVOUS"] = (folder / "rendezvous").as_uri()
+        os.environ |= {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         from distributed_ft.parallel.world import form_world
 
         module, _, attribute = name.partition(":")
         function = getattr(importlib.import_module(module), attribute)
-        result = function(form_world(world_size), **arguments)
+        result = function(form_world(int(common["WORLD_SIZE"])), **arguments)
         (folder / f"{rank}.result").write_bytes(pickle.dumps(result))
         code = 0
     except BaseException:
