@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
@@ -152,6 +153,11 @@ class TaskResult(Record):
 
 
 # --- the run directory ---------------------------------------------------------------------------------------------
+
+
+def resume_command(path: Path, num_processes: int) -> str:
+    """The command that continues a run on as many local processes as it has now."""
+    return f"dft train {shlex.quote(str(path))}" + (f" --nproc {num_processes}" if num_processes > 1 else "")
 
 
 def step_name(step: int) -> str:

@@ -1,6 +1,7 @@
 """`dft demo`: the main job on the embedded model, from run.yaml to verdict, and what to look at afterwards."""
 
 import json
+import os
 import time
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -25,6 +26,7 @@ def demo(no_replay: bool, nproc: int, runs_dir: Path) -> int:
     with as_file(files("distributed_ft") / "assets" / "demo.yaml") as path:
         loaded = load(path, overrides)
     run = RunDirectory(Path(loaded.config.runs_dir) / loaded.config.name)
+    _use_cpu_if_gpus_are_few(nproc)
     print(f"training LoRA on {nproc} FSDP processes: support tickets -> JSON{'' if no_replay else ', with replay'}")
     code = local.train(loaded, nproc)
     if code == 0:
@@ -33,6 +35,14 @@ def demo(no_replay: bool, nproc: int, runs_dir: Path) -> int:
     if code == 0:
         _conclude(run, time.monotonic() - began)
     return code
+
+
+def _use_cpu_if_gpus_are_few(nproc: int) -> None:
+    """The demo shows sharding over processes, also where there are fewer GPUs than that: then on the CPU."""
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.device_count() < nproc:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def _conclude(run: RunDirectory, seconds: float) -> None:

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,14 +20,14 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from distributed_ft.artifacts import RunDirectory, write_atomic
+from distributed_ft.artifacts import RunDirectory, resume_command, write_atomic
 from distributed_ft.config.load import LoadedRun, differences, load_resolved, resolved_json
 from distributed_ft.config.schema import RunConfig
 from distributed_ft.errors import EXIT_FAULT, EXIT_STOPPED, EXIT_USER, CheckpointError, ConfigError
 from launcher.plan import LaunchPlan, Process, local_plan, torchrun_command
 
 GRACE_SECONDS = 30.0  # for the other ranks to end after one has failed
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal was closed
 _KILLED_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
 
 
@@ -43,7 +44,7 @@ def train(loaded: LoadedRun, nproc: int, prepare_only: bool = False) -> int:
         _refuse_other_config(run, config)
     elif run.checkpoints.exists():
         raise CheckpointError(f"{run.path}: has checkpoints but no config.json; restore it, or choose another name")
-    _prepare(run, config, loaded.text, nproc)
+    _prepare(run, config, loaded.text, nproc, here=not prepare_only)
     if prepare_only:
         print(f"prepared {run.path}; start it with:\n  {torchrun_command(run.path, nproc)}")
         return 0
@@ -65,7 +66,7 @@ def evaluate(path: Path, checkpoints: str = "all") -> int:
         raise CheckpointError(f"{path}: not a run directory (no config.json)")
     arguments = (str(path), "--checkpoints", checkpoints)
     process = Process((sys.executable, "-m", "distributed_ft.evaluation", *arguments), {})
-    return run_plan(LaunchPlan((process,)), run)
+    return run_plan(LaunchPlan((process,)), run, f"dft eval {path}")
 
 
 def _refuse_other_config(run: RunDirectory, config: RunConfig) -> None:
@@ -77,15 +78,16 @@ def _refuse_other_config(run: RunDirectory, config: RunConfig) -> None:
         )
 
 
-def _prepare(run: RunDirectory, config: RunConfig, text: str | None, nproc: int) -> None:
+def _prepare(run: RunDirectory, config: RunConfig, text: str | None, nproc: int, here: bool = True) -> None:
     """Check everything that can be known before ranks exist; only then make the run directory.
 
-    What this call made is removed again if it cannot be completed (a full disk).
+    `here`: the ranks will run on this machine, so it must have what they need. What this call made is removed again if
+    it cannot be completed (a full disk).
     """
     from distributed_ft.train import preflight
 
     run.newest_complete()  # damaged checkpoints are refused here, before anything is loaded
-    data = preflight.check(config, nproc, fresh=not run.checkpoints.exists())
+    data = preflight.check(config, nproc, fresh=not run.checkpoints.exists(), here=here)
     fresh = not run.path.exists()
     try:
         preflight.record_data(run, data)
@@ -99,12 +101,9 @@ def _prepare(run: RunDirectory, config: RunConfig, text: str | None, nproc: int)
 
 
 def _launch_training(run: RunDirectory, nproc: int) -> int:
-    rendezvous = run.path / f".rendezvous-{os.getpid()}"
-    with _only_one(run) as lock:
-        try:
-            return run_plan(local_plan("distributed_ft.train", (str(run.path),), nproc, rendezvous), run, lock)
-        finally:
-            rendezvous.unlink(missing_ok=True)
+    with _only_one(run) as lock, tempfile.TemporaryDirectory(prefix="dft-") as folder:
+        plan = local_plan("distributed_ft.train", (str(run.path),), nproc, Path(folder) / "rendezvous")
+        return run_plan(plan, run, resume_command(run.path, nproc), lock)
 
 
 @contextmanager
@@ -124,11 +123,11 @@ def _only_one(run: RunDirectory) -> Iterator[IO[str]]:
         yield lock
 
 
-def run_plan(plan: LaunchPlan, run: RunDirectory, lock: IO[str] | None = None) -> int:
+def run_plan(plan: LaunchPlan, run: RunDirectory, again: str, lock: IO[str] | None = None) -> int:
     """Start the processes of a plan, pass requests to stop on to them, wait, and give the code of the first to fail.
 
     Rank 0 writes to this terminal, the others to `logs/rank-N.out`. When one fails the others are ended within
-    GRACE_SECONDS; when this process dies they are ended by the kernel.
+    GRACE_SECONDS; when this process dies they are ended by the kernel. `again` is the command that goes on from there.
     """
     run.logs.mkdir(parents=True, exist_ok=True)
     children: list[subprocess.Popen[bytes]] = []
@@ -148,7 +147,7 @@ def run_plan(plan: LaunchPlan, run: RunDirectory, lock: IO[str] | None = None) -
                 children.append(_start(process, run, rank, lock))
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
-        return _outcome(_wait(children), run, asked)
+        return _outcome(_wait(children), run, again, asked)
     finally:
         for child in children:
             if child.poll() is None:
@@ -208,7 +207,7 @@ def _with_the_code_of(first: tuple[int, int], children: list[subprocess.Popen[by
     return [(rank, first[1]) for rank, child in enumerate(children) if child.returncode == first[1]]
 
 
-def _outcome(failed: list[tuple[int, int]], run: RunDirectory, asked: list[int]) -> int:
+def _outcome(failed: list[tuple[int, int]], run: RunDirectory, again: str, asked: list[int]) -> int:
     """The exit code of the command, and a message where no rank has given one."""
     if not failed:
         return 0
@@ -220,7 +219,7 @@ def _outcome(failed: list[tuple[int, int]], run: RunDirectory, asked: list[int])
             what, code = "stopped on request while it was starting", EXIT_STOPPED
         else:
             what, code = f"rank {rank} was ended by {signal.Signals(-code).name}", EXIT_FAULT
-        print(f"dft: {what}; continue with: dft train {run.path}", file=sys.stderr)
+        print(f"dft: {what}; continue with: {again}", file=sys.stderr)
     elif code != EXIT_STOPPED and rank > 0:
         print(f"dft: rank {rank} failed; see {run.logs / f'rank-{rank}.log'}", file=sys.stderr)
     return code

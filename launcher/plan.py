@@ -24,7 +24,8 @@ class LaunchPlan:
 def local_plan(module: str, arguments: tuple[str, ...], num_processes: int, rendezvous: Path) -> LaunchPlan:
     """`python -m module arguments…` as the ranks of one world on this machine.
 
-    The ranks meet through the file `rendezvous` and talk over loopback: no port to choose, none to collide.
+    The ranks meet through the file `rendezvous` and talk over loopback: no port to choose, none to collide. Its path
+    must be plain ASCII: torch reads it as a URL without unquoting it.
     """
     threads = max(1, (os.cpu_count() or 1) // num_processes)
     argv = (sys.executable, "-m", module, *arguments)
@@ -35,7 +36,7 @@ def local_plan(module: str, arguments: tuple[str, ...], num_processes: int, rend
             "LOCAL_RANK": str(rank),
             "WORLD_SIZE": str(num_processes),
             "LOCAL_WORLD_SIZE": str(num_processes),
-            "DFT_RENDEZVOUS": rendezvous.absolute().as_uri(),
+            "DFT_RENDEZVOUS": f"file://{rendezvous.absolute()}",
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
             "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
             "TOKENIZERS_PARALLELISM": "false",

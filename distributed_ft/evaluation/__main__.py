@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from distributed_ft.errors import EXIT_DONE, EXIT_STOPPED, EXIT_USER, FtError
+from distributed_ft.errors import EXIT_DONE, EXIT_STOPPED, EXIT_USER, FtError, disk_problem
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell has it
 
@@ -37,6 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_STOPPED
     except FtError as error:
         print(f"dft: error: {error}", file=sys.stderr)
+        return EXIT_USER
+    except OSError as error:
+        message = disk_problem(error)
+        if message is None:
+            raise
+        print(f"dft: error: {message}", file=sys.stderr)
         return EXIT_USER
     except KeyboardInterrupt:
         print(f"\ninterrupted; {_GOES_ON}", file=sys.stderr)

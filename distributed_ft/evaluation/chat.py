@@ -37,7 +37,10 @@ def chat(run_dir: Path, checkpoint: str = "best") -> None:
         name = chosen.name if chosen else "the base model"
         print(f"{run.name}, {name}. /reset starts over, /quit leaves.", file=sys.stderr)
     try:
-        _converse(engine, prompt="> " if at_terminal else "")
+        if at_terminal:
+            _converse(engine)
+        elif message := sys.stdin.read().strip():  # a pipe is one message, whatever its lines
+            _turn(engine, (Message("user", message),))
     except KeyboardInterrupt:
         print()
 
@@ -64,11 +67,11 @@ def named_checkpoint(run: RunDirectory, name: str) -> Checkpoint | None:
     return checkpoint_at(run, int(name))
 
 
-def _converse(engine: TransformersEngine, prompt: str) -> None:
+def _converse(engine: TransformersEngine) -> None:
     conversation: tuple[Message, ...] = ()
     while True:
         try:
-            line = input(prompt).strip()
+            line = input("> ").strip()
         except EOFError:
             return
         if line == "/quit":

@@ -93,7 +93,7 @@ class TransformersEngine:
     def _load(self, directory: Path) -> PreTrainedModel:
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                directory, dtype=DTYPES[self._dtype], attn_implementation="sdpa", output_loading_info=True
+                directory, dtype=DTYPES[self._dtype], output_loading_info=True
             )
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise CheckpointError(f"{directory}: the model cannot be loaded: {_brief(error)}") from None

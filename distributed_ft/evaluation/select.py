@@ -26,6 +26,9 @@ class Candidate:
         return float(np.mean([np.mean(scores) for scores in self.tasks.values()]))
 
 
+TIE = 0.01  # of accuracy: what nobody would train longer for
+
+
 @dataclass(frozen=True)
 class Selection:
     """`step` is None when no checkpoint can be recommended; `reason` says why it is what it is."""
@@ -37,8 +40,9 @@ class Selection:
 def select(candidates: Sequence[Candidate], forgetting_budget: float) -> Selection:
     """The checkpoint that BEST should name.
 
-    Of those whose mean drop is at most `forgetting_budget`, the most accurate one, unless an earlier one is as good
-    within noise (the 95% interval of their paired difference includes 0): then the earliest such.
+    Of those whose mean drop is at most `forgetting_budget`, the most accurate one, unless an earlier one is as good:
+    within noise (the 95% interval of their paired difference includes 0) and within TIE, for on few items noise alone
+    would let a far worse one win. Then the earliest such.
     """
     if not candidates:
         return Selection(None, "no checkpoint was scored")
@@ -72,4 +76,4 @@ def inside(candidate: Candidate, forgetting_budget: float) -> bool:
 def _within_noise(earlier: Candidate, top: Candidate) -> bool:
     differences = [np.subtract(top.tasks[name], scores) for name, scores in earlier.tasks.items()]
     low, _ = bootstrap(differences)
-    return low <= 0
+    return low <= 0 and top.accuracy - earlier.accuracy <= TIE

@@ -6,6 +6,7 @@ failure (a full disk) reaches every rank through `World.agree`.
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -50,14 +51,19 @@ def save(
         write_model(strategy, model, config, world, partial / "model")
         write_state(strategy, world, state, partial / "state")
         _on_main(world, lambda: artifacts.publish(run, partial, state.step, world.size))
-        _on_main(world, lambda: artifacts.prune(run, config.checkpoint.keep))
     except (OSError, CheckpointException) as error:
         if world.is_main:
             shutil.rmtree(partial, ignore_errors=True)
+        again = artifacts.resume_command(run.path, world.size)
         raise CheckpointError(
             f"{run.path}: the checkpoint of step {state.step} could not be written: {_cause(error)}. Earlier "
-            f"checkpoints are untouched; make room, then continue with: dft train {run.path}"
+            f"checkpoints are untouched; make room, then continue with: {again}"
         ) from None
+    if world.is_main:
+        try:
+            artifacts.prune(run, config.checkpoint.keep)
+        except OSError as error:  # an old checkpoint that cannot be deleted harms nobody
+            logging.getLogger("distributed_ft").warning("an old checkpoint could not be deleted: %s", error)
 
 
 def write_model(strategy: Strategy, model: nn.Module, config: RunConfig, world: World, directory: Path) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
+from distributed_ft.artifacts import resume_command
 from distributed_ft.data.batches import MicroBatch, micro_batches, validation_batches
 from distributed_ft.errors import Stopped, TrainingError
 from distributed_ft.parallel.strategy import StepInfo
@@ -129,5 +130,6 @@ def _stop(run: Run) -> None:
     """All ranks agreed to stop before the next step: save what is not saved yet, and say how to go on."""
     if run.state.step > run.last_saved:
         save(run)
+    again = resume_command(run.directory.path, run.world.size)
     at = f"at step {run.state.step} of {run.total_steps}, saved" if run.state.step else "before the first step"
-    raise Stopped(f"stopped on request {at}; continue with: dft train {run.directory.path}")
+    raise Stopped(f"stopped on request {at}; continue with: {again}")

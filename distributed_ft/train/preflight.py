@@ -64,19 +64,22 @@ def inspect(config: RunConfig, nproc: int) -> Inspection:
     )
 
 
-def check(config: RunConfig, nproc: int, fresh: bool) -> PreparedData:
+def check(config: RunConfig, nproc: int, fresh: bool, here: bool = False) -> PreparedData:
     """Check what can be checked, and tokenise the data (or find it done).
 
     Args:
         config: the run.
         nproc: how many processes it shall have.
         fresh: it has no checkpoint yet; a resumed run may have any number of processes.
+        here: the processes will run on this machine, so it must have the devices.
 
     Raises:
         ConfigError, DataError: naming the key or the file and line.
     """
     quiet_libraries()
     problems = compat.world_problems(config, nproc, fresh)
+    if here:
+        problems += _missing_here(config, nproc)
     weights = weights_problem(config.model.base)
     if weights is not None:
         problems.append(f"model.base: {weights}")
@@ -86,6 +89,17 @@ def check(config: RunConfig, nproc: int, fresh: bool) -> PreparedData:
     data = prepare(config, load_tokenizer(config.model.base), cache_of(config))
     _adapted_shapes(config)  # target modules that match nothing are found here, not after a queue
     return data
+
+
+def _missing_here(config: RunConfig, nproc: int) -> list[str]:
+    if not torch.cuda.is_available():
+        return compat.device_problems(config, "cpu")
+    problems, count = compat.device_problems(config, "cuda"), torch.cuda.device_count()
+    if nproc > count:
+        problems.append(
+            f"--nproc: {nproc} processes on {count} GPU(s); start {count}, or hide the GPUs with CUDA_VISIBLE_DEVICES="
+        )
+    return problems
 
 
 def cache_of(config: RunConfig) -> Path:

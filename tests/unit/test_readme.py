@@ -41,3 +41,7 @@ def test_every_path_of_the_tree_exists() -> None:
         name = line.split()[0]
         prefix = "" if not line.startswith("  ") else "distributed_ft/"
         assert (ROOT / prefix / name.strip("/")).exists(), name
+
+
+def test_nothing_is_left_to_fill_in() -> None:
+    assert not re.search(r"@[A-Z]+@", README)

@@ -16,13 +16,24 @@ BASE, FEW_SHOT = "base", "few-shot"
 RIGHT = 1.0  # an item is right at full score, as in forgetting.py
 
 
+def _of_one_question(results: dict[tuple[str, str], TaskResult]) -> dict[tuple[str, str], TaskResult]:
+    """Without the scores of checkpoints that answered another version of a task than the base did. (The few-shot
+    prompt is part of its question, so its digest always differs.)"""
+    asked = {task: result.task_digest for (model, task), result in results.items() if model == BASE}
+    return {
+        (model, task): result
+        for (model, task), result in results.items()
+        if model in (BASE, FEW_SHOT) or asked.get(task, result.task_digest) == result.task_digest
+    }
+
+
 class Scores:
     """The results and samples on disk, read once."""
 
     def __init__(self, run: RunDirectory) -> None:
         self._run = run
         try:
-            self._results = {(r.model, r.task): r for r in run.task_results()}
+            self._results = _of_one_question({(r.model, r.task): r for r in run.task_results()})
         except (ValidationError, TypeError) as error:
             raise CheckpointError(f"{run.evaluation}: a result.json that is none ({error}); evaluate again") from None
         self._samples: dict[tuple[str, str], list[Sample]] = {}
