@@ -141,7 +141,9 @@ def test_check_counts_steps_parameters_and_disk_of_a_real_run(tmp_path: Path) ->
     result = dft("check", str(CONFIGS / "lora.yaml"), f"runs_dir={tmp_path}")
     assert result.returncode == 0, result.stderr
     printed = dict(line.split("  ", 1) for line in result.stdout.splitlines() if not line.startswith(" "))
-    assert printed["rows"].strip() == "2,404, of which 2,404 used"
+    assets = CONFIGS.parent / "distributed_ft" / "assets"
+    rows = sum(len((assets / name).read_text().splitlines()) for name in ("tickets/train.jsonl", "general/train.jsonl"))
+    assert printed["rows"].strip() == f"{rows:,}, of which {rows:,} used"
     assert int(printed["steps"].replace(",", "")) > 50
     assert "trainable of 1," in printed["parameters"]
     assert "free" in printed["disk"]

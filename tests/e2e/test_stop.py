@@ -21,7 +21,7 @@ def run_yaml(tmp_path: Path, bases: Callable[..., Path]) -> Path:
 def assert_saved(training: Training) -> None:
     """Exit code 75, with the last finished step as the newest checkpoint, and the command that goes on."""
     assert training.wait() == 75, training.stderr
-    assert f"saved; continue with: dft train {training.run.path}\n" in training.stderr
+    assert f"saved; continue with: dft train {training.run.path} --nproc 2\n" in training.stderr
     assert "Traceback" not in training.stderr
     newest = training.run.newest_complete()
     assert newest is not None
@@ -94,6 +94,6 @@ def test_a_stop_while_the_ranks_are_starting_is_resumable_too(run_yaml: Path) ->
         assert training.until(training.ranks)
         kill(training.process.pid, signal.SIGTERM)
         assert training.wait() == 75, training.stderr
-        assert f"continue with: dft train {training.run.path}\n" in training.stderr
+        assert f"continue with: dft train {training.run.path} --nproc 2\n" in training.stderr
         assert gone(training.run)
     assert last_step(training.run) == 0

@@ -13,6 +13,26 @@ MakeRun = Callable[..., RunDirectory]
 ANN = '{"name": "Ann", "vip": true}'
 
 
+class Keyboard(io.StringIO):
+    """Lines typed at a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def converse(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., list[str]]:
+    """What the model says to lines typed one after the other."""
+
+    def run_chat(run: RunDirectory, typed: str, checkpoint: str = "best") -> list[str]:
+        monkeypatch.setattr(sys, "stdin", Keyboard(typed))
+        chat(run.path, checkpoint)
+        said = capsys.readouterr().out.replace("> ", "\n").splitlines()
+        return [line for line in said if line]
+
+    return run_chat
+
+
 @pytest.fixture
 def talk(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., list[str]]:
     def run_chat(run: RunDirectory, said: str, checkpoint: str = "best") -> list[str]:
@@ -32,27 +52,34 @@ def test_a_piped_question_is_answered_by_the_best_checkpoint(
 
 
 def test_reset_forgets_quit_leaves_and_empty_lines_are_nothing(
+    make_run: MakeRun, adapters: dict[str, Path], converse: Callable[..., list[str]]
+) -> None:
+    run = make_run({10: adapters["kept"]})
+    typed = "who is Ann?\n\n/reset\nwho is Ann?\n/quit\nwho is Ann?\n"
+    assert converse(run, typed, "latest") == [ANN, ANN]
+
+
+def test_what_comes_through_a_pipe_is_one_message_whatever_its_lines(
     make_run: MakeRun, adapters: dict[str, Path], talk: Callable[..., list[str]]
 ) -> None:
     run = make_run({10: adapters["kept"]})
-    said = "who is Ann?\n\n/reset\nwho is Ann?\n/quit\nwho is Ann?\n"
-    assert talk(run, said, "latest") == [ANN, ANN]
+    assert len(talk(run, "who is\n\nAnn?\n", "latest")) == 1
 
 
 def test_earlier_turns_are_part_of_the_question(
-    make_run: MakeRun, adapters: dict[str, Path], talk: Callable[..., list[str]]
+    make_run: MakeRun, adapters: dict[str, Path], converse: Callable[..., list[str]]
 ) -> None:
     run = make_run({10: adapters["kept"]})
-    alone = talk(run, "upper cat\n", "10")
+    alone = converse(run, "upper cat\n", "10")
     assert alone == ["CAT"]
-    assert talk(run, "who is Ann?\nupper cat\n", "10") != [ANN, "CAT"]  # it never saw two turns
+    assert converse(run, "who is Ann?\nupper cat\n", "10") != [ANN, "CAT"]  # it never saw two turns
 
 
 def test_a_conversation_that_outgrows_the_context_starts_over(
-    make_run: MakeRun, adapters: dict[str, Path], talk: Callable[..., list[str]]
+    make_run: MakeRun, adapters: dict[str, Path], converse: Callable[..., list[str]]
 ) -> None:
     run = make_run({10: adapters["kept"]})
-    assert talk(run, "x" * 200 + "\nwho is " + "y" * 60 + "\n/reset\nwho is Ann?\n", "10")[-1] == ANN
+    assert converse(run, "x" * 200 + "\nwho is " + "y" * 60 + "\n/reset\nwho is Ann?\n", "10")[-1] == ANN
 
 
 def test_the_base_and_each_checkpoint_can_be_talked_to(
