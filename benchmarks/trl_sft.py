@@ -35,6 +35,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from benchmarks.cases import Case
 from benchmarks.harness import memory_bytes, report
 from distributed_ft.config.schema import RunConfig
+from distributed_ft.parallel.world import leave
 
 Arm = Literal["packed", "padded", "grouped"]
 Row = dict[str, Any]
@@ -222,3 +223,4 @@ def _arm(name: str) -> Arm:
 
 if __name__ == "__main__":
     main()
+    leave(0)  # taking gloo down can abort the process: see there
