@@ -39,10 +39,6 @@ class World:
         dist.all_reduce(tensor)
         return tuple(tensor.tolist())
 
-    def barrier(self) -> None:
-        """Wait for every rank."""
-        self.sum(0.0)
-
     def from_main(self, value: Any) -> Any:
         """Rank 0's picklable value, on every rank."""
         if self.size == 1:
