@@ -30,6 +30,8 @@ class Inspection(Protocol):
     @property
     def total_steps(self) -> int: ...
     @property
+    def rows_per_epoch(self) -> int: ...
+    @property
     def supervised_tokens(self) -> int: ...
     @property
     def packing_efficiency(self) -> float: ...
@@ -197,7 +199,7 @@ def count_rows(path: Path) -> int | None:
                 delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
                 with path.open(encoding="utf-8-sig", newline="") as text:
                     return max(0, sum(1 for row in csv.reader(text, delimiter=delimiter) if row) - 1)
-    except (ValueError, csv.Error):
+    except (ValueError, RecursionError, csv.Error):
         return None  # the data's own reader says what is wrong, with the line
     return None
 
@@ -219,8 +221,15 @@ def inspection_lines(inspection: Inspection, config: RunConfig) -> list[Line]:
     share = inspection.parameters_trainable / inspection.parameters_total
     one, keep = inspection.checkpoint_bytes, config.checkpoint.keep
     return [
-        ("rows", f"{inspection.rows:,}, of which {inspection.rows_used:,} used"),
-        ("tokens", f"{inspection.supervised_tokens:,} supervised; sequences {inspection.packing_efficiency:.0%} full"),
+        (
+            "rows",
+            f"{inspection.rows:,}, of which {inspection.rows_used:,} used; {inspection.rows_per_epoch:,} in an epoch",
+        ),
+        (
+            "tokens",
+            f"{inspection.supervised_tokens:,} supervised in these rows; "
+            f"sequences {inspection.packing_efficiency:.0%} full",
+        ),
         ("epoch", f"{inspection.sequences_per_epoch:,} sequences, {inspection.steps_per_epoch:,} steps"),
         ("steps", f"{inspection.total_steps:,}"),
         (

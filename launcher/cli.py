@@ -131,7 +131,9 @@ def check(args: argparse.Namespace) -> int:
     lines, warnings = text.config_lines(loaded, args.nproc), text.config_warnings(config)
     if not args.config_only:
         from distributed_ft.train import preflight
+        from launcher import local
 
+        local.check_tasks(config)
         inspection = preflight.inspect(config, args.nproc)
         lines += text.inspection_lines(inspection, config)
         warnings += inspection.warnings

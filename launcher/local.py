@@ -69,6 +69,17 @@ def evaluate(path: Path, checkpoints: str = "all") -> int:
     return run_plan(LaunchPlan((process,)), run, f"dft eval {path}")
 
 
+def check_tasks(config: RunConfig) -> None:
+    """Read what the run will be judged by, so that a fault in it is found before training and not after.
+
+    Raises ConfigError or DataError, naming key or file and line.
+    """
+    from distributed_ft.evaluation.tasks import build_tasks
+
+    if config.evaluation.tasks or config.evaluation.general:
+        build_tasks(config.evaluation)
+
+
 def _refuse_other_config(run: RunDirectory, config: RunConfig) -> None:
     different = differences(load_resolved(run.config), config)
     if different:
@@ -87,6 +98,7 @@ def _prepare(run: RunDirectory, config: RunConfig, text: str | None, nproc: int,
     from distributed_ft.train import preflight
 
     run.newest_complete()  # damaged checkpoints are refused here, before anything is loaded
+    check_tasks(config)
     data = preflight.check(config, nproc, fresh=not run.checkpoints.exists(), here=here)
     fresh = not run.path.exists()
     try:

@@ -71,6 +71,7 @@ def thinned(config: RunConfig, folder: Path) -> RunConfig:
     tree["runs_dir"] = str(folder)
     tree["checkpoint"]["every"] = STEPS_BEFORE_RESUME
     tree["tracking"] = ["tensorboard"]
+    tree["optim"]["warmup_steps"] = None  # it may be longer than these few steps
     return RunConfig.model_validate_json(json.dumps(tree))
 
 

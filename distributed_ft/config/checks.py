@@ -177,9 +177,12 @@ def _runs_dir(config: RunConfig, _: Path) -> Iterator[Problem]:
 
 def _base(config: RunConfig, folder: Path) -> Iterator[Problem]:
     base = config.model.base
-    if is_hub_id(base, folder):
-        return
     directory = resolve(base, folder)
+    if is_hub_id(base, folder):
+        beside = _near(directory)
+        if beside is not None and os.path.isdir(directory.parent / beside):
+            yield Problem(("model", "base"), f"{directory}: no such directory; did you mean {beside}?")
+        return
     if not os.path.isdir(directory):
         wrong = (
             "is a file; give the directory it is in" if os.path.exists(directory) else _missing(directory, "directory")
@@ -224,9 +227,15 @@ def _schema_file(key: Key, path: Path) -> Iterator[Problem]:
 
 def _missing(path: Path, kind: str) -> str:
     """`no such file`, and the name beside it that was probably meant."""
+    beside = _near(path)
+    return f"no such {kind}" + (f"; did you mean {beside}?" if beside else "")
+
+
+def _near(path: Path) -> str | None:
+    """The name beside `path` that is most like its own."""
     try:
         beside = {p.stem: p.name for p in path.parent.iterdir()} if os.path.isdir(path.parent) else {}
     except OSError:
         beside = {}
     close = difflib.get_close_matches(path.stem, beside, n=1, cutoff=0.7)
-    return f"no such {kind}" + (f"; did you mean {beside[close[0]]}?" if close else "")
+    return beside[close[0]] if close else None

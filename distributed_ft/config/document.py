@@ -117,7 +117,8 @@ def read(path: Path) -> tuple[str, Document]:
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except IsADirectoryError:
-        raise ConfigError(f"{path}: is a directory; give the run.yaml in it") from None
+        held = "the run.yaml that it was made from" if (path / "config.json").exists() else "the run.yaml in it"
+        raise ConfigError(f"{path}: is a directory; give {held}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     try:
@@ -272,9 +273,9 @@ def _set(document: Document, key: Key, value: Any) -> None:
             raise ConfigError(f"{dotted(key)}: {here} is {inner!r}, which has no key {step!r}")
         if last:
             inner[step] = value
-        elif isinstance(step, str) and inner.get(step) is None:
+        elif isinstance(step, str) and isinstance(key[depth + 1], str) and inner.get(step) is None:
             inner[step] = {}
-        inner = inner[step]
+        inner = inner[step] if isinstance(step, int) else inner.get(step)
     for old in [line for line in document.lines if line[: len(key)] == key]:
         del document.lines[old]  # the file's lines say nothing about the new value
     document.overridden.add(key)

@@ -9,7 +9,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from distributed_ft.config import compat
-from distributed_ft.config.document import Document, Key, Problem, dotted, holds
+from distributed_ft.config.document import Document, Key, Problem, dotted, holds, scalar
 from distributed_ft.config.schema import RunConfig
 
 # Keys of type A | B: which branch a value of a JSON type means, and what to write instead of anything else.
@@ -264,11 +264,7 @@ def _unknown_choice(key: Key, value: Any, expected: str) -> str:
 
 
 def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    return isinstance(scalar(text), int | float)
 
 
 def _show(value: Any) -> str:

@@ -51,7 +51,7 @@ class LoraMethod(Section):
     rank: Positive = Field(16, description="Inner dimension of the update.")
     alpha: Annotated[float, Field(gt=0)] = Field(32, description="The update is scaled by alpha / rank.")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Dropout on the adapter's input.")
-    target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
+    target_modules: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
         "all-linear", description="all-linear (every linear layer but the output head), or module names."
     )
 
@@ -64,7 +64,9 @@ class Source(Section):
 
     path: str = Field(min_length=1, description="JSONL, JSON or CSV; relative to run.yaml, or `shipped:...`.")
     weight: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="Share of the rows of an epoch that come from this file; all files have one, or none has."
+        None,
+        description="Share of the rows of an epoch that come from this file; all files have one, or none has. An epoch "
+        "ends when the first file has been seen once; the others go on from there in the next epoch.",
     )
 
 

@@ -26,6 +26,17 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _BATCH = 512  # conversations per tokenizer call: enough to keep its threads busy, little memory
 
+# Some templates write today's date, by transformers' `strftime_now`. Here it is always one day, the one that Llama's
+# templates name where there is no clock: or a run could not be resumed on the next day, and would be judged on other
+# prompts than it learned. (A template's own macro comes before the function of that name; functions cannot be passed.)
+_ONE_DAY = {"d": 26, "m": "07", "b": "Jul", "B": "July", "Y": 2024, "y": 24, "a": "Fri", "A": "Friday"}
+_ONE_DAY |= {"H": 12, "I": 12, "M": "00", "S": "00", "p": "PM", "j": 208}
+_CLOCK = (
+    "{%- macro strftime_now(format) %}{{ format"
+    + "".join(f" | replace('%{directive}', '{value}')" for directive, value in _ONE_DAY.items())
+    + " }}{%- endmacro %}"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
@@ -44,7 +55,7 @@ class _Plan:
     text: str
     cuts: list[int]
     ends: list[int]
-    content_ends: list[int]  # no end-of-turn token is looked for before them
+    content_ends: list[int | None]  # where the message's own text ends; None: the template rewrote it
     foreign_specials: bool
 
 
@@ -130,7 +141,11 @@ def _template(tokenizer: "Tokenizer", messages: Sequence[Message], open_turn: bo
 
     turns = [{"role": m.role, "content": m.content} for m in messages]
     try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=open_turn)
+        template = tokenizer.get_chat_template()
+        stopped = _CLOCK + template if "strftime_now" in template else template
+        text = tokenizer.apply_chat_template(
+            turns, chat_template=stopped, tokenize=False, add_generation_prompt=open_turn
+        )
     except (TemplateError, TypeError, ValueError) as error:
         roles = ", ".join(m.role for m in messages)
         raise DataError(
@@ -161,11 +176,11 @@ def _plan(tokenizer: "Tokenizer", specials: _Specials, messages: Sequence[Messag
     text = _template(tokenizer, messages)
     turns = [i for i, m in enumerate(messages) if m.role == "assistant"]
     cuts = [_start_of_turn(tokenizer, messages, i, text) for i in turns]
-    ends, content_ends = [], []
+    ends, content_ends = [], list[int | None]()
     for index, start, bound in zip(turns, cuts, [*cuts[1:], len(text)], strict=True):
         content = messages[index].content.strip()
         found = text.find(content, start, bound)
-        content_end = found + len(content) if found >= 0 else start
+        content_end = found + len(content) if found >= 0 else None
         end = bound
         if index < len(messages) - 1:
             closed = _template(tokenizer, messages[: index + 1])
@@ -174,7 +189,7 @@ def _plan(tokenizer: "Tokenizer", specials: _Specials, messages: Sequence[Messag
             elif specials.pattern:
                 # A template may write a turn otherwise once it is history (Qwen3 drops its reasoning): then the
                 # turn ends with the first special token behind its content.
-                match = specials.pattern.search(text, content_end, bound)
+                match = specials.pattern.search(text, content_end or start, bound)
                 end = match.end() if match else bound
         ends.append(end)
         content_ends.append(content_end)
@@ -208,7 +223,8 @@ def _join(tokenizer: "Tokenizer", text: str, cuts: list[int], prefixes: list[_To
         else:  # the tokenizer merges across the cut: tokenise what is behind it alone
             piece = text[begin:cut]
             tail = _encode(tokenizer, [piece])[0]
-            if tokenizer.decode(tail.ids, skip_special_tokens=False, clean_up_tokenization_spaces=False) != piece:
+            decoded = tokenizer.decode(tail.ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            if not _says(str(decoded), piece):
                 raise DataError(
                     f"the tokenizer joins the end of the prompt with the beginning of the answer, {shorten(piece)}, "
                     "and cannot write the answer alone, so generation could never say what training teaches; "
@@ -220,19 +236,23 @@ def _join(tokenizer: "Tokenizer", text: str, cuts: list[int], prefixes: list[_To
     return joined, counts
 
 
+def _says(decoded: str, piece: str) -> bool:
+    """Whether they are the same text and begin alike; some special tokens swallow the white space beside them."""
+    return decoded[:1] == piece[:1] and "".join(decoded.split()) == "".join(piece.split())
+
+
 def _assemble(tokenizer: "Tokenizer", specials: _Specials, plan: _Plan, prefixes: list[_Tokens]) -> Rendered:
     tokens, counts = _join(tokenizer, plan.text, [*plan.cuts, len(plan.text)], prefixes)
     supervised = [False] * len(tokens.ids)
     closed = True
     for turn, first in enumerate(counts[:-1]):
         end, content_end = plan.ends[turn], plan.content_ends[turn]
-        behind, last = first, None
-        while behind < counts[turn + 1] and tokens.starts[behind] < end:
-            if tokens.ids[behind] in specials.ids and tokens.starts[behind] >= content_end:
-                last = behind
-            behind += 1
-        closed &= last is not None
+        span = [position for position in range(first, counts[turn + 1]) if tokens.starts[position] < end]
+        closing = [p for p in span if tokens.ids[p] in specials.ids and tokens.starts[p] >= (content_end or 0)]
+        closed &= bool(closing)
+        if closing:  # the first behind the content: a template may end the whole text as well
+            span = span[: span.index(closing[-1 if content_end is None else 0]) + 1]
         # without an end-of-turn token the rest of the turn is all there is to tell that it is over
-        for position in range(first, behind if last is None else last + 1):
+        for position in span:
             supervised[position] = True
     return Rendered(tokens.ids, supervised, closed, plan.foreign_specials)

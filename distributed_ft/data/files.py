@@ -52,12 +52,13 @@ def suggestion(found: Iterable[Any], expected: tuple[str, ...]) -> str:
 def read_rows(path: Path) -> Iterator[Row]:
     """Rows of a JSONL, JSON, CSV or TSV file, by its extension. Raises DataError at the first fault."""
     suffix = path.suffix.lower()
-    text = _read_text(path)
-    if suffix not in SUFFIXES:
+    if path.is_file() and suffix not in SUFFIXES:
+        packed = suffix in (".gz", ".zst", ".bz2", ".xz", ".zip")
+        remedy = "unpack it" if packed else "convert it, or name it by its format"
         raise DataError(
-            f"{path}: unknown kind of data file, {path.suffix or 'no extension'!r}; "
-            f"name it by its format: {', '.join(SUFFIXES)}"
+            f"{path}: unknown kind of data file, {path.suffix or 'no extension'!r}; {remedy}: {', '.join(SUFFIXES)}"
         )
+    text = _read_text(path)
     if suffix == ".json":
         return _json_rows(path, text)
     if suffix in (".csv", ".tsv"):

@@ -94,7 +94,7 @@ class Order:
             return self.max_steps
         whole = math.floor(self.epochs)
         part = self.epochs - whole
-        steps = sum(self._steps_of(e) for e in range(whole))
+        steps = sum(self._steps_of(e) for e in range(whole)) if self._epochs_differ else whole * self.steps_per_epoch
         # 1e-9: 0.3 epochs of 10 steps are 3 steps, though the float product is 3.0000000000000004 for some
         return max(1, steps + (math.ceil(part * self._steps_of(whole) - 1e-9) if part else 0))
 
@@ -102,6 +102,10 @@ class Order:
         """Epochs completed after `step` steps: 1.5 is the middle of the second."""
         number = self._epoch_of(step)
         return number + (step - self._first_step[number]) / self._steps_of(number)
+
+    @property
+    def _epochs_differ(self) -> bool:
+        return self.prepared.weights is not None and self.packing
 
     def _epoch_of(self, step: int) -> int:
         while self._first_step[-1] <= step:
@@ -112,7 +116,7 @@ class Order:
     def _steps_of(self, epoch: int) -> int:
         if epoch + 1 < len(self._first_step):
             return self._first_step[epoch + 1] - self._first_step[epoch]
-        if epoch and (self.prepared.weights is None or not self.packing):
+        if epoch and not self._epochs_differ:
             return self.steps_per_epoch  # the same lengths are packed in every epoch, so the same number of packs
         return math.ceil(self.num_packs(epoch) / self.global_batch_size)
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PreparedData", "open_prepared", "prepare"]
 
-VERSION = 1  # raise it when the same inputs give other tokens or masks than before
+VERSION = 2  # raise it when the same inputs give other tokens or masks than before
 _ABANDONED = 24 * 3600  # seconds after which a half-made entry is the leftover of a killed preparation
 
 OverLong = Literal["truncate", "drop", "error"]

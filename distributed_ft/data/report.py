@@ -1,5 +1,6 @@
 """What was read, cut, dropped and drawn: the content of `data/report.json`."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -87,11 +88,27 @@ def with_mixture(report: dict[str, Any], order: Order) -> dict[str, Any]:
     sequences = order.num_packs(0)
     return {
         **report,
+        "findings": report["findings"] + [asdict(finding) for finding in _mixture_findings(sources, order)],
         "sources": sources,
         "rows_per_epoch": total,
         "sequences_per_epoch": sequences,
         "packing_efficiency": order.num_tokens(0) / (sequences * order.seq_len),
     }
+
+
+def _mixture_findings(sources: list[dict[str, Any]], order: Order) -> list[Finding]:
+    """Weights can leave most of a file, or all of it, unseen: the file that is used up first ends the epoch."""
+    epochs = order.total_steps / order.steps_per_epoch
+    found = []
+    for source in sources:
+        rows, drawn = source["rows_used"], source["rows_per_epoch"]
+        if drawn * epochs < 0.5 * rows:
+            message = (
+                f"{source['path']}: its weight draws {drawn:,} of {rows:,} rows in an epoch, so in {epochs:.3g} epochs "
+                "most are never seen; raise its weight, add rows to the other files, or leave all weights out"
+            )
+            found.append(Finding("rows_never_drawn", "warning", rows - math.ceil(drawn * epochs), [], message))
+    return found
 
 
 def _findings(parts: list[RowCounts], seq_len: int, duplicates: list[str], leaked: list[str]) -> list[Finding]:

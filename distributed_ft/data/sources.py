@@ -26,7 +26,9 @@ _SHAPES = {  # the column that gives a shape away -> (its name for people, the c
     "prompt": ("'prompt', 'completion' rows", ("completion", "response")),
 }
 _GROUP_COLUMNS = ("skill", "category", "group")
-_UNSUPPORTED_IN_MESSAGE = ("tool_calls", "function_call", "weight")  # ignoring one would train something else
+# Ignoring one of these would train something else.
+_UNSUPPORTED_IN_MESSAGE = ("tool_calls", "function_call", "weight", "reasoning_content", "reasoning", "thinking")
+_UNSUPPORTED_IN_ROW = ("tools", "functions", "history")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,8 @@ def read_examples(path: str | Path) -> list[Example]:
         name = _id_of(row, path, seen)
         seen.add(name)
         group = next((row.values[c] for c in _GROUP_COLUMNS if isinstance(row.values.get(c), str)), None)
+        _check_characters(row, "id", name)
+        _check_characters(row, "group", group or "")
         examples.append(Example(name, messages, row.line, str(path), group, digest_of(messages)))
     if not examples:
         raise DataError(f"{path}: no rows in this file; give it at least one example")
@@ -102,6 +106,12 @@ def _shape_of(row: Row) -> str:
 
 
 def _messages_of(row: Row, shape: str) -> Iterator[Message]:
+    for column in _UNSUPPORTED_IN_ROW:
+        if row.values.get(column) not in (None, "", [], {}):
+            raise row.error(
+                f"{column}: {shorten(row.values[column])} is not supported",
+                f"write it into the conversation as 'messages', and remove {column!r}",
+            )
     if shape == "messages":
         yield from _chat_messages(row)
         return
@@ -165,7 +175,7 @@ def _chat_messages(row: Row) -> Iterator[Message]:
                 f"use one of {', '.join(ROLES)}",
             )
         for key in _UNSUPPORTED_IN_MESSAGE:
-            if turn.get(key) not in (None, [], 1):
+            if turn.get(key) not in (None, "", [], 1):
                 raise row.error(
                     f"{where}.{key}: {shorten(turn[key])} is not supported",
                     f"write what the model shall say into 'content' and remove {key!r}",
@@ -217,7 +227,9 @@ def _check_conversation(row: Row, messages: tuple[Message, ...]) -> None:
 def _id_of(row: Row, path: Path, seen: set[str]) -> str:
     own = row.values.get("id")
     name = str(own) if isinstance(own, str | int) and str(own).strip() else f"{path.stem}:{row.line}"
-    return name if name not in seen else f"{name}@{row.line}"
+    while name in seen:
+        name = f"{name}@{row.line}"
+    return name
 
 
 def _kind(value: Any) -> str:

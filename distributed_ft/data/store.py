@@ -49,6 +49,11 @@ class TokenStore:
         row = slice(self.offsets[index], self.offsets[index + 1])
         return self._tokens[row], self._supervised[row]
 
+    @property
+    def largest_id(self) -> int:
+        """The largest token id in the store."""
+        return int(self._tokens.max())
+
     def id(self, index: int) -> str:
         """The row's id: its own, or `<file stem>:<line>`."""
         return bytes(self._ids[self._id_offsets[index] : self._id_offsets[index + 1]]).decode()
@@ -90,7 +95,7 @@ class PreparedData:
 
     @property
     def digest(self) -> str:
-        """Identity of the data: tokens, masks, ids and weights, whatever the files are called."""
+        """Identity of the data: tokens, masks, row ids and weights."""
         validation = self.validation.digest if self.validation else None
         parts = [[store.digest for store in self.train], self.weights, validation]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

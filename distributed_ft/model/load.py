@@ -20,7 +20,8 @@ def load_tokenizer(base: str) -> PreTrainedTokenizerFast:
     try:
         tokenizer = AutoTokenizer.from_pretrained(base)
     except Exception as error:  # the libraries below raise anything from OSError to their own types
-        raise ConfigError(f"model.base: {base!r}: its tokenizer cannot be read: {_first_line(error)}") from None
+        where = "" if Path(base).is_dir() else "no directory here has that name, and from the hub "
+        raise ConfigError(f"model.base: {base!r}: {where}its tokenizer cannot be read: {_first_line(error)}") from None
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ConfigError(f"model.base: {base!r}: needs a fast tokenizer (a tokenizer.json beside the model)")
     return tokenizer

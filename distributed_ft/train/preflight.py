@@ -6,11 +6,14 @@
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import nn
+from transformers import AutoConfig, PreTrainedModel
 
 from distributed_ft.artifacts import RunDirectory, read_json
 from distributed_ft.config import compat
@@ -35,6 +38,7 @@ class Inspection:
     steps_per_epoch: int
     total_steps: int
     warmup_steps: int
+    rows_per_epoch: int
     supervised_tokens: int
     packing_efficiency: float
     parameters_total: int
@@ -55,6 +59,7 @@ def inspect(config: RunConfig, nproc: int) -> Inspection:
         steps_per_epoch=order.steps_per_epoch,
         total_steps=order.total_steps,
         warmup_steps=warmup_steps(config.optim, order.total_steps),
+        rows_per_epoch=data.report["rows_per_epoch"],
         supervised_tokens=data.report["supervised_tokens"],
         packing_efficiency=data.report["packing_efficiency"],
         parameters_total=total,
@@ -87,8 +92,29 @@ def check(config: RunConfig, nproc: int, fresh: bool, here: bool = False) -> Pre
         raise ConfigError("\n".join(problems))
     check_installed(config.tracking)
     data = prepare(config, load_tokenizer(config.model.base), cache_of(config))
-    _adapted_shapes(config)  # target modules that match nothing are found here, not after a queue
+    model = _adapted_shapes(config)  # target modules that match nothing are found here, not after a queue
+    problems = [*_misfits(config, data, model)]
+    if problems:
+        raise ConfigError("\n".join(problems))
     return data
+
+
+def _misfits(config: RunConfig, data: PreparedData, model: nn.Module) -> Iterator[str]:
+    """What data, model and schedule say of one another: `key: value: remedy`."""
+    embeddings = cast(PreTrainedModel, model).get_input_embeddings().weight.shape[0]
+    largest = max(store.largest_id for store in (*data.train, *filter(None, [data.validation])))
+    if largest >= embeddings:
+        yield (
+            f"model.base: {config.model.base}: its tokenizer writes the token {largest}, but the model has embeddings "
+            f"for {embeddings} (0 to {embeddings - 1}); use the tokenizer that the model was made with, or enlarge the "
+            "model (resize_token_embeddings) and save it"
+        )
+    total = Order.of(config, data).total_steps
+    if config.optim.warmup_steps is not None and config.optim.warmup_steps >= total:
+        yield (
+            f"optim.warmup_steps: {config.optim.warmup_steps} must be less than the {total} steps of the run, or the "
+            "peak rate is never reached"
+        )
 
 
 def _missing_here(config: RunConfig, nproc: int) -> list[str]:
@@ -146,7 +172,13 @@ def _adapted_shapes(config: RunConfig) -> nn.Module:
 
 
 def _warnings(config: RunConfig, order: Order, data: PreparedData) -> list[str]:
-    warnings = [f"{f['id']}: {f['message']}" for f in data.report["findings"]]
+    warnings = [_finding(f) for f in data.report["findings"] if f["severity"] == "warning"]
+    positions = getattr(_text_config(config), "max_position_embeddings", None)
+    longest = max(int(store.lengths.max()) for store in data.train)
+    if positions is not None and longest > positions:
+        warnings.append(
+            f"data.seq_len: the longest row has {longest:,} tokens, more than the {positions:,} positions of the model"
+        )
     device: compat.Device = "cuda" if torch.cuda.is_available() else "cpu"
     warnings += [f"on this machine: {problem}" for problem in compat.device_problems(config, device)]
     if order.total_steps < 10:
@@ -165,6 +197,15 @@ def _warnings(config: RunConfig, order: Order, data: PreparedData) -> list[str]:
     if needed > free:
         warnings.append(f"checkpoints may need {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free")
     return warnings
+
+
+def _finding(finding: dict[str, Any]) -> str:
+    rows = f" (first: {', '.join(finding['rows'][:3])})" if finding["rows"] else ""
+    return f"{finding['id']}: {finding['count']:,} rows{rows}: {finding['message']}"
+
+
+def _text_config(config: RunConfig) -> Any:
+    return AutoConfig.from_pretrained(config.model.base).get_text_config()
 
 
 def _existing(path: Path) -> Path:

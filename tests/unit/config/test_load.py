@@ -188,6 +188,11 @@ def test_a_base_that_is_no_path_stays_a_hub_id(run_yaml: Write) -> None:
     assert load(path).config.model.base == "meta-llama/Llama-3.1-8B"
 
 
+def test_a_misspelt_directory_is_not_looked_for_on_the_hub(problems: Problems) -> None:
+    text = "name: x\nmodel: {base: bsae}\ndata: {train: train.jsonl}\n"
+    assert problems(text) == ["run.yaml:2: model.base: bsae: no such directory; did you mean base?"]
+
+
 FILES = {
     b"": "is empty; `name`, `model.base` and `data.train` are required",
     b"# only a comment\n": "is empty; `name`, `model.base` and `data.train` are required",

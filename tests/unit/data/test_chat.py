@@ -3,6 +3,7 @@
 import random
 
 import pytest
+from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
 from distributed_ft.data.chat import render, render_all, render_prompt
@@ -10,6 +11,10 @@ from distributed_ft.data.sources import Example, Message
 from distributed_ft.errors import ConfigError, DataError
 
 U, A, S = "user", "assistant", "system"
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 def turns(*pairs):
@@ -133,6 +138,33 @@ def test_a_template_that_rewrites_history_keeps_the_ends_of_earlier_turns(tokeni
     rendered = render(tokenizer, TWO_TURNS)
     supervised = [text for is_supervised, text in spans(tokenizer, rendered) if is_supervised]
     assert supervised == ["the answer<|im_end|>", "<think></think>m<|im_end|>"]
+
+
+def test_what_ends_the_whole_text_behind_the_end_of_the_turn_is_not_learned(tokenizers):
+    tokenizer = copy_with_template(  # like Phi-3's
+        tokenizers["chatml"], CHATML.replace("{% endif %}", "{% else %}</s>{% endif %}")
+    )
+    supervised = [text for is_supervised, text in spans(tokenizer, render(tokenizer, TWO_TURNS)) if is_supervised]
+    assert supervised == ["the answer<|im_end|>", "m<|im_end|>"]
+
+
+def test_a_template_that_writes_the_date_writes_the_same_one_on_every_day(tokenizers):
+    tokenizer = copy_with_template(
+        tokenizers["chatml"], "<|im_start|>today is {{ strftime_now('%d %b %Y') }}<|im_end|>" + CHATML
+    )
+    rendered = render(tokenizer, TWO_TURNS)
+    assert tokenizer.decode(rendered.ids).startswith("<|im_start|>today is 26 Jul 2024<|im_end|>")
+    prompt = render_prompt(tokenizer, TWO_TURNS[:-1])
+    assert rendered.ids[: len(prompt)] == prompt
+
+
+def test_special_tokens_that_swallow_white_space_are_no_reason_to_refuse_a_merge(tokenizers):
+    tokenizer = copy_with_template(tokenizers["chatml"], CHATML)
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": [AddedToken(token, rstrip=True) for token in ("<|im_start|>", "<|im_end|>")]}
+    )
+    rendered = render(tokenizer, turns((U, "hello"), (A, "\nthe answer"), (U, "what?"), (A, "yes")))
+    assert "the answer<|im_end|>" in spans(tokenizer, rendered)[1][1]
 
 
 def test_a_generation_prompt_that_training_never_saw_is_refused(tokenizers):

@@ -250,6 +250,7 @@ def test_the_report_counts_rows_tokens_and_shares(tokenizer, make_config, write_
         "special_tokens_in_text": ("warning", 1, ["b:51"]),
         "duplicate_rows": ("info", 1, ["a:31"]),
         "validation_rows_in_training": ("warning", 1, ["v:6"]),
+        "rows_never_drawn": ("warning", 51 - 2 * 10, []),
     }
     assert (report["rows_in"], report["rows_used"], report["validation"]["rows_used"]) == (82, 82, 6)
     supervised = sum(int(s.example(i)[1].sum()) for s in prepared.train for i in range(len(s)))
@@ -262,6 +263,17 @@ def test_the_report_counts_rows_tokens_and_shares(tokenizer, make_config, write_
     assert report["packing_efficiency"] == pytest.approx(tokens / (len(packs) * 128))
     assert 0.5 < report["packing_efficiency"] <= 1
     json.dumps(report)
+
+
+def test_weights_that_leave_most_rows_unseen_are_said_with_the_file(tokenizer, make_config, write_rows, tmp_path):
+    large, small = (str(write_rows(f"{name}.jsonl", numbered(n, name))) for name, n in (("large", 90), ("small", 3)))
+    train = (Source(path=large, weight=0.85), Source(path=small, weight=0.15))
+    report = prepare(make_config(train=train, seq_len=128), tokenizer, tmp_path / "cache").report
+    (finding,) = report["findings"]
+    assert (finding["id"], finding["severity"]) == ("rows_never_drawn", "warning")
+    assert finding["message"].startswith(f"{large}: its weight draws 17 of 90 rows in an epoch")
+    enough = make_config(train=train, seq_len=128, optim={"epochs": 3})
+    assert prepare(enough, tokenizer, tmp_path / "cache").report["findings"] == []
 
 
 def test_a_fraction_is_held_out_by_content(tokenizer, make_config, write_rows, tmp_path):

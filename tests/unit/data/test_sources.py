@@ -147,6 +147,21 @@ BROKEN = {  # name -> (file name, content, line, what the message says)
         1,
         ["tool_calls", "not supported"],
     ),
+    "reasoning": (
+        "a.jsonl",
+        '{"messages": [{"role": "assistant", "content": "a", "reasoning_content": "because"}]}',
+        1,
+        ["reasoning_content", "not supported"],
+    ),
+    "tools": ("a.jsonl", GOOD[:-1] + ', "tools": [{"name": "f"}]}', 1, ["tools", "not supported"]),
+    "history": (
+        "a.jsonl",
+        '{"instruction": "a", "output": "b", "history": [["c", "d"]]}',
+        1,
+        ["history", "not supported", "'messages'"],
+    ),
+    "half a surrogate in an id": ("a.jsonl", GOOD[:-1] + ', "id": "\\ud800x"}', 1, ["id", "surrogate"]),
+    "packed": ("a.jsonl.gz", b"\x1f\x8b\x08", None, ["unpack it"]),
     "unknown role": (
         "a.jsonl",
         chat(("asistant", "a")),
@@ -166,7 +181,7 @@ BROKEN = {  # name -> (file name, content, line, what the message says)
     "unclosed quote": ("a.csv", 'prompt,completion\na,b\nc,"d\ne,f\n', 3, ["never closed"]),
     "semicolons": ("a.csv", "prompt;completion\na;b\n", 1, ["one column", "commas"]),
     "column twice": ("a.csv", "prompt,prompt\na,b\n", 1, ["'prompt' stands twice"]),
-    "unknown format": ("a.parquet", "PAR1", None, [".parquet", ".jsonl"]),
+    "unknown format": ("a.parquet", b"PAR1\xff", None, [".parquet", "convert it", ".jsonl"]),
     "no extension": ("data", GOOD, None, ["no extension"]),
 }
 
