@@ -9,6 +9,8 @@ Training, evaluation and export never import each other; they meet here, on disk
 Torch-free. `"schema": 1` versions every JSON file that other programs may read.
 """
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -17,9 +19,10 @@ import shlex
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -223,6 +226,7 @@ class RunDirectory:
         self.name = self.path.name
         self.run_yaml = self.path / "run.yaml"
         self.config = self.path / "config.json"
+        self.base = self.path / "base.json"  # which weights it began with
         self.environment = self.path / "environment.json"
         self.data = self.path / "data"
         self.metrics = self.path / "metrics.jsonl"
@@ -232,6 +236,28 @@ class RunDirectory:
         self.latest_file = self.path / "LATEST"
         self.best_file = self.path / "BEST"
         self.evaluation = self.path / "evaluation"
+
+    @contextmanager
+    def lock(self) -> Iterator[IO[str]]:
+        """Hold the directory, which must exist, for one training. Processes that inherit the file hold it too, so it is
+        free when all of them are gone. A file system without locks is trusted.
+
+        Raises CheckpointError when another training holds it.
+        """
+        with (self.path / ".lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read().strip() or "process unknown"
+                raise CheckpointError(f"{self.path}: another training is running there ({holder})") from None
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                    raise
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+            file.flush()
+            yield file
 
     def report(self, suffix: Literal["html", "md", "json"]) -> Path:
         return self.path / f"report.{suffix}"
@@ -341,6 +367,16 @@ def publish(run: RunDirectory, partial: Path, step: int, world_size: int) -> Che
     checkpoint = Checkpoint(final)
     run.point("LATEST", checkpoint)
     return checkpoint
+
+
+def tidy(run: RunDirectory, newest: Checkpoint | None) -> None:
+    """What a kill may have left: half-written saves are removed, and LATEST names the newest complete checkpoint. For
+    the holder of the lock alone."""
+    for leftover in run.checkpoints.glob(".step-*.partial"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    latest = run.pointer("LATEST")
+    if newest is not None and (latest is None or latest.step != newest.step):
+        run.point("LATEST", newest)
 
 
 def prune(run: RunDirectory, keep: int) -> list[Checkpoint]:

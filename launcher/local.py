@@ -6,7 +6,6 @@ accelerate would replace it by their own (docs/adr/0002).
 """
 
 import ctypes
-import fcntl
 import os
 import shutil
 import signal
@@ -18,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from distributed_ft.artifacts import RunDirectory, resume_command, write_atomic
 from distributed_ft.config.load import LoadedRun, differences, load_resolved, resolved_json
@@ -26,8 +25,13 @@ from distributed_ft.config.schema import RunConfig
 from distributed_ft.errors import EXIT_FAULT, EXIT_STOPPED, EXIT_USER, CheckpointError, ConfigError
 from launcher.plan import LaunchPlan, Process, local_plan, torchrun_command
 
+if TYPE_CHECKING:
+    from distributed_ft.data.store import PreparedData
+
 GRACE_SECONDS = 30.0  # for the other ranks to end after one has failed
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal was closed
+SAME_REQUEST_SECONDS = 1.0  # signals that come closer together are one request, sent to many processes or by many
+# SIGHUP: the terminal was closed; SIGUSR1: what batch systems send before the time is over
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _KILLED_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
 
 
@@ -40,23 +44,25 @@ def train(loaded: LoadedRun, nproc: int, prepare_only: bool = False) -> int:
     """
     config = loaded.config
     run = RunDirectory(Path(config.runs_dir) / config.name)
-    if run.config.exists():
-        _refuse_other_config(run, config)
-    elif run.checkpoints.exists():
-        raise CheckpointError(f"{run.path}: has checkpoints but no config.json; restore it, or choose another name")
-    _prepare(run, config, loaded.text, nproc, here=not prepare_only)
-    if prepare_only:
-        print(f"prepared {run.path}; start it with:\n  {torchrun_command(run.path, nproc)}")
-        return 0
-    return _launch_training(run, nproc)
+    _refuse_other_config(run, config)
+    data = _check(run, config, nproc, here=not prepare_only)
+    with _made(run, config, loaded.text, data) as lock:
+        if prepare_only:
+            print(f"prepared {run.path}; start it with:\n  {torchrun_command(run.path, nproc)}")
+            return 0
+        return _launch_training(run, nproc, lock)
 
 
 def resume(path: Path, nproc: int) -> int:
     """Continue the run in a run directory. Returns the exit code; raises as `train` does."""
+    from distributed_ft.train import preflight
+
     run = RunDirectory(path)
     config = load_resolved(run.config)
-    _prepare(run, config, None, nproc)
-    return _launch_training(run, nproc)
+    data = _check(run, config, nproc)
+    with run.lock() as lock:
+        preflight.record_data(run, data)
+        return _launch_training(run, nproc, lock)
 
 
 def evaluate(path: Path, checkpoints: str = "all") -> int:
@@ -81,6 +87,10 @@ def check_tasks(config: RunConfig) -> None:
 
 
 def _refuse_other_config(run: RunDirectory, config: RunConfig) -> None:
+    if not run.config.exists():
+        if run.checkpoints.exists():
+            raise CheckpointError(f"{run.path}: has checkpoints but no config.json; restore it, or choose another name")
+        return
     different = differences(load_resolved(run.config), config)
     if different:
         raise ConfigError(
@@ -89,50 +99,41 @@ def _refuse_other_config(run: RunDirectory, config: RunConfig) -> None:
         )
 
 
-def _prepare(run: RunDirectory, config: RunConfig, text: str | None, nproc: int, here: bool = True) -> None:
-    """Check everything that can be known before ranks exist; only then make the run directory.
-
-    `here`: the ranks will run on this machine, so it must have what they need. What this call made is removed again if
-    it cannot be completed (a full disk).
+def _check(run: RunDirectory, config: RunConfig, nproc: int, here: bool = True) -> "PreparedData":
+    """Check everything that can be known before ranks exist, and tokenise the data; nothing is written into the run
+    directory. `here`: the ranks will run on this machine, so it must have what they need.
     """
     from distributed_ft.train import preflight
 
     run.newest_complete()  # damaged checkpoints are refused here, before anything is loaded
     check_tasks(config)
-    data = preflight.check(config, nproc, fresh=not run.checkpoints.exists(), here=here)
-    fresh = not run.path.exists()
-    try:
-        preflight.record_data(run, data)
-        if text is not None:
-            write_atomic(run.run_yaml, text)
-            write_atomic(run.config, resolved_json(config))
-    except OSError:
-        if fresh:
-            shutil.rmtree(run.path, ignore_errors=True)
-        raise
-
-
-def _launch_training(run: RunDirectory, nproc: int) -> int:
-    with _only_one(run) as lock, tempfile.TemporaryDirectory(prefix="dft-") as folder:
-        plan = local_plan("distributed_ft.train", (str(run.path),), nproc, Path(folder) / "rendezvous")
-        return run_plan(plan, run, resume_command(run.path, nproc), lock)
+    return preflight.check(config, nproc, fresh=not run.checkpoints.exists(), here=here)
 
 
 @contextmanager
-def _only_one(run: RunDirectory) -> Iterator[IO[str]]:
-    """Hold the run directory's lock. The ranks inherit it, so it is free only when all of them are gone."""
-    with (run.path / ".lock").open("a+") as lock:
+def _made(run: RunDirectory, config: RunConfig, text: str, data: "PreparedData") -> Iterator[IO[str]]:
+    """The run directory, locked, with its config and data in it; a new one goes again if it cannot be completed."""
+    from distributed_ft.train import preflight
+
+    fresh = not run.path.exists()
+    run.path.mkdir(parents=True, exist_ok=True)
+    with run.lock() as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise CheckpointError(
-                f"{run.path}: another training is running there ({lock.read().strip() or 'process unknown'})"
-            ) from None
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()}\n")
-        lock.flush()
+            _refuse_other_config(run, config)  # now that no other start can write one
+            preflight.record_data(run, data)
+            write_atomic(run.run_yaml, text)
+            write_atomic(run.config, resolved_json(config))
+        except OSError:
+            if fresh:
+                shutil.rmtree(run.path, ignore_errors=True)
+            raise
         yield lock
+
+
+def _launch_training(run: RunDirectory, nproc: int, lock: IO[str]) -> int:
+    with tempfile.TemporaryDirectory(prefix="dft-") as folder:
+        plan = local_plan("distributed_ft.train", (str(run.path),), nproc, Path(folder) / "rendezvous")
+        return run_plan(plan, run, resume_command(run.path, nproc), lock)
 
 
 def run_plan(plan: LaunchPlan, run: RunDirectory, again: str, lock: IO[str] | None = None) -> int:
@@ -144,14 +145,20 @@ def run_plan(plan: LaunchPlan, run: RunDirectory, again: str, lock: IO[str] | No
     run.logs.mkdir(parents=True, exist_ok=True)
     children: list[subprocess.Popen[bytes]] = []
     asked: list[int] = []  # signals, in the order they came
+    last = float("-inf")
 
     def pass_on(number: int, _: FrameType | None) -> None:
+        nonlocal last
+        last, before = time.monotonic(), last
+        if last - before < SAME_REQUEST_SECONDS:
+            return
         asked.append(number)
         for child in children:
             if child.poll() is None:  # who asks twice does not want to wait, and a rank in a collective is deaf
                 child.send_signal(signal.SIGTERM if len(asked) == 1 else signal.SIGKILL)
 
-    former = {number: signal.signal(number, pass_on) for number in _STOP_SIGNALS}
+    heard = [number for number in _STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores one
+    former = {number: signal.signal(number, pass_on) for number in heard}
     try:
         signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)  # a request waits until all can hear it
         try:
@@ -174,7 +181,7 @@ def _start(process: Process, run: RunDirectory, rank: int, lock: IO[str] | None)
     try:
         return subprocess.Popen(
             process.argv,
-            env={**os.environ, **process.env},
+            env={**os.environ, **process.env, **({} if lock is None else {"DFT_LOCK_FD": str(lock.fileno())})},
             stdout=output,
             stderr=output,
             start_new_session=True,

@@ -16,6 +16,8 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.utils import is_flash_attn_2_available
 
+from distributed_ft.config.schema import ModelConfig
+
 PACKED_SDPA = "packed_sdpa"
 
 
@@ -55,16 +57,19 @@ def packed_sdpa(
 AttentionInterface.register(PACKED_SDPA, packed_sdpa)
 
 
-def implementation(choice: str, device: torch.device, model: PreTrainedModel) -> str:
+def implementation(config: ModelConfig, device: torch.device, model: PreTrainedModel) -> str:
     """The transformers attention implementation for a run's `model.attention`.
 
     `auto` and `sdpa` both isolate documents by cutting at their boundaries; `eager` by transformers' own block mask,
-    which it derives from restarted position ids. `auto` falls back to it for a model that cannot be cut.
+    which it derives from restarted position ids. `auto` falls back to it for a model that cannot be cut. Whether it
+    worked is proved at the start of every run (`distributed_ft.model.isolation`).
     """
-    if choice == "auto" and not can_be_cut(model):
-        return "eager"
+    choice = config.attention
     if choice == "auto":
-        choice = "flash_attention_2" if device.type == "cuda" and is_flash_attn_2_available() else "sdpa"
+        flash = device.type == "cuda" and config.dtype == "bf16" and is_flash_attn_2_available()
+        if flash and model._supports_flash_attn:
+            return "flash_attention_2"
+        choice = "sdpa" if can_be_cut(model) else "eager"
     return PACKED_SDPA if choice == "sdpa" else choice
 
 

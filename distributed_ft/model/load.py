@@ -1,8 +1,10 @@
 """Reading a base model and its tokenizer from a directory in Hugging Face format, or a hub id."""
 
+import hashlib
 import json
 import warnings
 from pathlib import Path
+from typing import cast
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
@@ -38,14 +40,22 @@ def load_model(config: ModelConfig, storage: torch.dtype, device: torch.device) 
     Raises:
         ConfigError: the base is missing, damaged, or not a causal language model.
     """
-    attend = attention.implementation(config.attention, device, build_empty(config))
+    attend = attention.implementation(config, device, build_empty(config))
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            config.base, dtype=storage, attn_implementation=attend
+        model, info = AutoModelForCausalLM.from_pretrained(
+            config.base, dtype=storage, attn_implementation=attend, output_loading_info=True
         )
     except Exception as error:
         raise ConfigError(f"model.base: {config.base!r}: the model cannot be loaded: {_first_line(error)}") from None
-    return _prepared(model, config)
+    # transformers fills what is not in the files with random numbers, and says so in a log line only
+    for key, what in (("missing_keys", "are not in its files"), ("mismatched_keys", "have another shape in its files")):
+        names = sorted(str(name) for name in info[key])
+        if names:
+            raise ConfigError(
+                f"model.base: {config.base!r}: {len(names)} tensors of the model {what} ({', '.join(names[:3])}…); "
+                "restore the files, or save the model there again"
+            )
+    return _prepared(cast(PreTrainedModel, model), config)
 
 
 def build_empty(config: ModelConfig) -> PreTrainedModel:
@@ -85,6 +95,28 @@ def weights_problem(base: str) -> str | None:
         if 8 + header + end != file.stat().st_size:
             return f"{file}: {file.stat().st_size} bytes, {8 + header + end} expected (half-written?)"
     return None
+
+
+def base_identity(base: str) -> dict[str, str]:
+    """What tells one base's weights from another's: a digest of samples of each file (its first MiB and 64 blocks all
+    over it), so that it takes no longer for a large one; for a hub id its commit."""
+    folder = Path(base)
+    if not folder.is_dir():
+        return {base: str(getattr(AutoConfig.from_pretrained(base), "_commit_hash", None))}
+    return {
+        file.name: _sampled_digest(file) for file in sorted([*folder.glob("*.safetensors"), folder / "config.json"])
+    }
+
+
+def _sampled_digest(file: Path, blocks: int = 64, block: int = 2**16) -> str:
+    size = file.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with file.open("rb") as stream:
+        digest.update(stream.read(2**20))
+        for number in range(blocks):
+            stream.seek(size * number // blocks)
+            digest.update(stream.read(block))
+    return digest.hexdigest()
 
 
 def quiet_libraries() -> None:

@@ -16,6 +16,8 @@ import torch.distributed as dist
 
 from distributed_ft.errors import ConfigError, FtError
 
+_PATIENCE = timedelta(days=2)  # a rank that died is noticed at once all the same: its connection closes
+
 
 @dataclass(frozen=True)
 class World:
@@ -25,6 +27,7 @@ class World:
     size: int
     local_rank: int
     device: torch.device
+    patient: dist.ProcessGroup | None = None  # for waiting for work of one rank, which takes as long as it takes
 
     @property
     def is_main(self) -> bool:
@@ -44,7 +47,7 @@ class World:
         if self.size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        dist.broadcast_object_list(box, src=0, group=self.patient, device=torch.device("cpu"))
         return box[0]
 
     def agree(self, problem: Exception | None) -> None:
@@ -56,7 +59,7 @@ class World:
             problems = [problem]
         else:
             problems = [None] * self.size
-            dist.all_gather_object(problems, problem)
+            dist.all_gather_object(problems, problem, group=self.patient)
         if problem is not None:
             raise problem
         for other in problems:
@@ -75,7 +78,8 @@ def form_world(expected_size: int | None = None, timeout: timedelta = timedelta(
 
     Args:
         expected_size: the size asked for; a launcher that started fewer (accelerate on CPU does) is an error.
-        timeout: how long a collective may wait for a rank.
+        timeout: how long a collective may wait for a rank; `from_main` and `agree` wait for rank 0 to hash a checkpoint
+            of any size.
 
     Raises:
         ConfigError: the world is not the one asked for, or there are fewer GPUs than local processes.
@@ -92,7 +96,8 @@ def form_world(expected_size: int | None = None, timeout: timedelta = timedelta(
     else:
         device, backend = torch.device("cpu"), "gloo"
     dist.init_process_group(backend, init_method=_rendezvous(size), rank=rank, world_size=size, timeout=timeout)
-    return World(rank, size, local_rank, device)
+    patient = dist.new_group(backend="gloo", timeout=_PATIENCE) if size > 1 else None
+    return World(rank, size, local_rank, device, patient)
 
 
 def leave(code: int) -> NoReturn:

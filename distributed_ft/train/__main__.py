@@ -8,10 +8,17 @@ import faulthandler
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from distributed_ft.errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, EXIT_USER, FtError, Stopped, disk_problem
 from distributed_ft.train.signals import StopRequest
+
+if TYPE_CHECKING:
+    from distributed_ft.artifacts import RunDirectory
+    from distributed_ft.parallel.world import World
 
 log = logging.getLogger("distributed_ft")
 
@@ -55,15 +62,32 @@ def train(path: Path, stop: StopRequest) -> None:
     config = load_resolved(directory.config)
     data = data_for(config, directory)
     world = form_world()
-    run = open_run(config, directory, data, world, stop)
-    log.info(
-        "rank %d of %d on %s: step %d of %d", world.rank, world.size, world.device, run.state.step, run.total_steps
-    )
-    try:
-        fit(run)
-    finally:
-        if run.metrics is not None:
-            run.metrics.close()
+    with _only_training(directory, world):
+        run = open_run(config, directory, data, world, stop)
+        log.info(
+            "rank %d of %d on %s: step %d of %d", world.rank, world.size, world.device, run.state.step, run.total_steps
+        )
+        try:
+            fit(run)
+        finally:
+            if run.metrics is not None:
+                run.metrics.close()
+
+
+@contextmanager
+def _only_training(directory: "RunDirectory", world: "World") -> Iterator[None]:
+    """Rank 0 holds the run directory, unless our launcher does so for it. Raises CheckpointError on every rank."""
+    with ExitStack() as held:
+        problem: FtError | None = None
+        if world.is_main and "DFT_LOCK_FD" not in os.environ:
+            try:
+                held.enter_context(directory.lock())
+            except FtError as error:
+                problem = error
+        problem = world.from_main(problem)
+        if problem is not None:
+            raise problem
+        yield
 
 
 def _log_to(directory: Path, rank: int) -> None:

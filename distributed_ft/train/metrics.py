@@ -74,7 +74,7 @@ class Metrics:
             "data/supervised_share": record.tokens / max(1, record.input_tokens),
             "speed/tokens_per_second": speed,
             "speed/supervised_tokens_per_second": record.tokens / record.seconds,
-            "time/step": record.seconds,
+            "time/total": record.seconds,  # `time/step` is the part that the optimizer takes
             **{f"time/{part}": seconds for part, seconds in record.parts.items()},
         }
         if memory_bytes is not None:

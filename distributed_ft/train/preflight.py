@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
-from distributed_ft.artifacts import RunDirectory, read_json
+from distributed_ft.artifacts import RunDirectory, read_json, write_json
 from distributed_ft.config import compat
 from distributed_ft.config.schema import RunConfig
 from distributed_ft.data.order import Order
@@ -23,7 +23,14 @@ from distributed_ft.data.prepare import prepare
 from distributed_ft.data.store import PreparedData, open_prepared
 from distributed_ft.errors import ConfigError, DataError
 from distributed_ft.model import methods
-from distributed_ft.model.load import DTYPES, build_empty, load_tokenizer, quiet_libraries, weights_problem
+from distributed_ft.model.load import (
+    DTYPES,
+    base_identity,
+    build_empty,
+    load_tokenizer,
+    quiet_libraries,
+    weights_problem,
+)
 from distributed_ft.train.schedule import warmup_steps
 from distributed_ft.train.trackers import check_installed
 
@@ -144,6 +151,22 @@ def record_data(run: RunDirectory, data: PreparedData) -> None:
                 f"{data.digest[:12]}); restore the files, or start under another name"
             )
     data.write(run.data)
+
+
+def record_base(run: RunDirectory, base: str) -> None:
+    """Tie the base to the run. Raises ConfigError when the run began with other weights: an adapter would be trained
+    half on these and half on those."""
+    identity = base_identity(base)
+    if not run.base.exists():
+        write_json(run.base, {"schema": 1, "base": base, "files": identity})
+        return
+    began_with = read_json(run.base)["files"]
+    if began_with != identity:
+        changed = sorted(k for k in {*began_with, *identity} if began_with.get(k) != identity.get(k))
+        raise ConfigError(
+            f"model.base: {base}: {', '.join(changed[:3])} changed since {run.path} began; restore it, or start under "
+            "another name"
+        )
 
 
 def data_for(config: RunConfig, run: RunDirectory) -> PreparedData:

@@ -7,18 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distributed_ft.artifacts import RunDirectory
+from distributed_ft.artifacts import RunDirectory, tidy
 from distributed_ft.config import compat
 from distributed_ft.config.schema import RunConfig
 from distributed_ft.data.order import Order
 from distributed_ft.data.store import PreparedData, TokenStore
-from distributed_ft.errors import CheckpointError, ConfigError
+from distributed_ft.errors import ConfigError, FtError
 from distributed_ft.model import methods
+from distributed_ft.model.isolation import check_isolation
 from distributed_ft.model.load import DTYPES, load_model, load_tokenizer
 from distributed_ft.model.token_loss import TokenLoss
 from distributed_ft.parallel.strategy import Strategy, make_strategy
 from distributed_ft.parallel.world import World
-from distributed_ft.train import checkpoint, environment, flops
+from distributed_ft.train import checkpoint, environment, flops, preflight
 from distributed_ft.train.checkpoint import TrainState
 from distributed_ft.train.clock import StepClock
 from distributed_ft.train.metrics import Metrics
@@ -54,19 +55,21 @@ def open_run(config: RunConfig, directory: RunDirectory, data: PreparedData, wor
     """Load, adapt, shard; resume from the newest complete checkpoint if there is one. A collective.
 
     Raises:
-        ConfigError: the model cannot be loaded, the mesh does not fit, or the device lacks what is asked for.
+        ConfigError: the model cannot be loaded, is not the one that the run began with, or lets packed documents see
+            one another; the mesh does not fit, or the device lacks what is asked for.
         CheckpointError: there are checkpoints and none is complete.
     """
     problems = compat.device_problems(config, "cuda" if world.device.type == "cuda" else "cpu")
     if problems:
         raise ConfigError("\n".join(problems))
+    resumed = world.from_main(_open_directory(directory, config) if world.is_main else None)
+    if isinstance(resumed, Exception):
+        raise resumed
     order = Order.of(config, data)
     token_loss = build(config, world)
     strategy = make_strategy(config.strategy, world, config.optim.max_grad_norm, config.model.dtype == "bf16")
     module = strategy.setup(token_loss, lambda m: make_optimizer(m, config.optim))
-    resumed = world.from_main(_newest_step(directory) if world.is_main else None)
-    if isinstance(resumed, Exception):
-        raise resumed
+    check_isolation(token_loss, module, config.model, world.device)
     checkpoint.seed_rank(config.seed, 0, world)
     state = TrainState()
     if resumed is not None:
@@ -90,10 +93,13 @@ def build(config: RunConfig, world: World) -> TokenLoss:
     return TokenLoss(adapted, autocast=compute if compute is torch.bfloat16 else None)
 
 
-def _newest_step(directory: RunDirectory) -> int | CheckpointError | None:
+def _open_directory(directory: RunDirectory, config: RunConfig) -> int | FtError | None:
+    """Step to resume from; the base must be the one that the run began with. Rank 0 only, which holds the lock."""
     try:
+        preflight.record_base(directory, config.model.base)
         newest = directory.newest_complete()
-    except CheckpointError as error:
+        tidy(directory, newest)
+    except FtError as error:
         return error
     return None if newest is None else newest.step
 

@@ -1,14 +1,17 @@
 """Being asked to stop: a handler only raises a flag, the ranks agree on it at the next step boundary.
 
 The second request ends the process at once: whoever asks twice does not want to wait, and a half-written checkpoint is
-never mistaken for one.
+never mistaken for one. Signals within a second are one request: a batch system that signals every process of a job
+reaches a rank directly and once more through its launcher.
 """
 
 import os
 import signal
+import time
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SAME_REQUEST_SECONDS = 1.0
 
 
 class StopRequest:
@@ -16,6 +19,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.requested = False
+        self._last = float("-inf")
 
     def listen(self) -> "StopRequest":
         """Install the handlers (main thread only)."""
@@ -24,6 +28,7 @@ class StopRequest:
         return self
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
-        if self.requested:
+        self._last, before = time.monotonic(), self._last
+        if self.requested and self._last - before >= SAME_REQUEST_SECONDS:
             os._exit(128 + number)
         self.requested = True

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from support.commands import Training, curve, gone, kill, last_step, train, train_undisturbed, weights, write_run_yaml
-from support.tiny import write_rows
+from support.tiny import make_base, write_rows
 
 from distributed_ft.artifacts import RunDirectory
 
@@ -111,8 +111,12 @@ def test_a_finished_run_started_again_does_nothing_and_a_run_of_another_config_i
     assert train(run_yaml, 1)[0] == 0
     run = RunDirectory(run_yaml.parent / "runs" / "run")
     before = {p: p.read_bytes() for p in [run.metrics, *run.checkpoints.rglob("*")] if p.is_file()}
+    run.latest_file.write_text("step-00000003\n")  # as a kill between the last rename and this leaves it
+    (run.checkpoints / ".step-00000002.partial").mkdir()
     code, stderr = train(run_yaml, 1)
     assert code == 0, stderr
+    assert run.latest_file.read_text() == "step-00000004\n"
+    assert not list(run.checkpoints.glob(".*"))
     assert {p: p.read_bytes() for p in [run.metrics, *run.checkpoints.rglob("*")] if p.is_file()} == before
 
     code, stderr = train(run_yaml, 1, "optim.lr=0.5", "method.rank=8")
@@ -121,6 +125,29 @@ def test_a_finished_run_started_again_does_nothing_and_a_run_of_another_config_i
     assert "method.rank: 4 in the run directory, 8 now" in stderr
     assert "Traceback" not in stderr
     assert {p: p.read_bytes() for p in [run.metrics, *run.checkpoints.rglob("*")] if p.is_file()} == before
+
+
+def test_a_start_that_comes_second_changes_nothing_for_the_first(make_yaml: Callable[..., Path]) -> None:
+    run_yaml = make_yaml("ddp", optim={"max_steps": 4})
+    run = RunDirectory(run_yaml.parent / "runs" / "run")
+    run.path.mkdir(parents=True)
+    with run.lock():  # the first has not written its config yet
+        code, stderr = train(run_yaml, 1)
+    assert code == 2
+    assert "another training is running there" in stderr
+    assert not run.config.exists()
+
+
+def test_another_base_under_a_run_is_refused(make_yaml: Callable[..., Path], tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base")
+    run_yaml = make_yaml("ddp", model={"base": str(base)}, optim={"max_steps": 2})
+    assert train(run_yaml, 1)[0] == 0
+    file = base / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-4] + b"\0\0\0\0")  # one weight
+    code, stderr = train(run_yaml, 1)
+    assert code == 2
+    assert f"model.base: {base}: model.safetensors changed since" in stderr
+    assert "Traceback" not in stderr
 
 
 def test_torchrun_and_our_launcher_train_the_same_run(

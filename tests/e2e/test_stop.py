@@ -2,6 +2,8 @@
 had happened."""
 
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,8 +71,12 @@ def assert_another_is_refused(training: Training, run_yaml: Path) -> None:
     with Training(again, run=training.run.path) as other:
         code = other.process.wait(120)
         assert code == 2, other.stderr
-        assert f"another training is running there (process {training.process.pid})" in other.stderr
+        assert f"another training is running there (process {training.process.pid} on " in other.stderr
         other.ranks = dict  # type: ignore[method-assign]  # they are the first one's
+    alone = [sys.executable, "-m", "distributed_ft.train", str(training.run.path)]  # as torchrun or srun start it
+    done = subprocess.run(alone, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert "another training is running there" in done.stderr
     assert curve(training.run) == before
     for pid in ranks:
         kill(pid, signal.SIGCONT)
@@ -87,6 +93,24 @@ def test_a_second_signal_ends_the_run_at_once_even_when_a_rank_hangs(run_yaml: P
         assert training.process.wait(5) == 128 + signal.SIGTERM
         assert f"ended at once, as it was asked twice; continue with: dft train {training.run.path}" in training.stderr
         assert gone(training.run)
+
+
+def test_signals_as_nohup_and_batch_systems_send_them(run_yaml: Path) -> None:
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what nohup does; children inherit it
+    try:
+        with Training(run_yaml) as training:
+            assert training.until(training.reaches(2))
+            kill(training.process.pid, signal.SIGHUP)  # the terminal is closed: nobody listens
+            assert training.until(training.reaches(last_step(training.run) + 3))
+            for pid in [*training.ranks().values(), training.process.pid]:  # the whole job at once, as systemd does
+                kill(pid, signal.SIGTERM)
+            assert_saved(training)
+    finally:
+        signal.signal(signal.SIGHUP, former)
+    with Training(run_yaml) as training:
+        assert training.until(training.reaches(last_step(training.run) + 2))
+        kill(training.process.pid, signal.SIGUSR1)
+        assert_saved(training)
 
 
 def test_a_stop_while_the_ranks_are_starting_is_resumable_too(run_yaml: Path) -> None:

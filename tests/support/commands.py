@@ -42,6 +42,7 @@ class Training:
     """`python -m launcher train RUN --nproc N …`, running; as a context manager, nothing survives a failed test."""
 
     def __init__(self, run_yaml: Path, nproc: int = 2, *arguments: str, run: Path | None = None) -> None:
+        self.started = time.time()
         name = run_yaml.stem
         self.run = RunDirectory(run or run_yaml.parent / "runs" / name)
         self.errors = run_yaml.parent / f"{name}.stderr"
@@ -85,8 +86,18 @@ class Training:
         return lambda: last_step(self.run) >= step
 
     def saves_after(self, step: int) -> Callable[[], bool]:
-        """Whether files of a checkpoint beyond `step` are being written."""
-        return lambda: any(int(p.name[6:14]) > step for p in self.run.checkpoints.glob(".step-*.partial"))
+        """Whether files of a checkpoint beyond `step` are being written; what an earlier training left is none."""
+
+        def saves() -> bool:
+            for partial in self.run.checkpoints.glob(".step-*.partial"):
+                try:
+                    if int(partial.name[6:14]) > step and partial.stat().st_mtime > self.started:
+                        return True
+                except FileNotFoundError:
+                    continue
+            return False
+
+        return saves
 
 
 def train(run_yaml: Path, nproc: int = 2, *arguments: str) -> tuple[int, str]:

@@ -5,10 +5,15 @@ import torch
 from support.tiny import make_model
 from torch import Tensor
 
+from distributed_ft.config.schema import ModelConfig
 from distributed_ft.model.attention import PACKED_SDPA, implementation, packed_sdpa
 
 LENGTHS = (7, 1, 12, 3)
 HEADS, HEAD_DIM = 4, 8
+
+
+def choice(attention: str) -> ModelConfig:
+    return ModelConfig(base="some-base", attention=attention)  # type: ignore[arg-type]
 
 
 def block_mask(window: int | None) -> Tensor:
@@ -52,8 +57,8 @@ def test_values_and_gradients_equal_attention_under_a_block_mask(kv_heads: int, 
 
 def test_auto_and_sdpa_isolate_documents_on_a_cpu_and_eager_stays_eager() -> None:
     device, model = torch.device("cpu"), make_model("llama")
-    assert implementation("auto", device, model) == implementation("sdpa", device, model) == PACKED_SDPA
-    assert implementation("eager", device, model) == "eager"
+    assert implementation(choice("auto"), device, model) == implementation(choice("sdpa"), device, model) == PACKED_SDPA
+    assert implementation(choice("eager"), device, model) == "eager"
 
 
 def test_a_model_reads_no_mask_when_documents_are_cut() -> None:

@@ -1,10 +1,12 @@
 """Reading a base: what is chosen for it, and what is said when it cannot be used."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from distributed_ft.config.schema import LoraMethod, ModelConfig
 from distributed_ft.errors import ConfigError
@@ -48,6 +50,16 @@ def test_a_half_written_weights_file_is_found_from_its_header(bases: Callable[..
         problem = weights_problem(str(tmp_path))
         assert problem is not None, kept
         assert "model.safetensors" in problem
+
+
+def test_weights_that_are_missing_or_of_another_shape_are_named(bases: Callable[..., Path], tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(bases("llama"), base)
+    tensors = load_file(base / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=r"1 tensors .* not in its files \(model\.layers\.1\.mlp\.up_proj\.weight"):
+        load_model(ModelConfig(base=str(base)), torch.float32, CPU)
 
 
 def test_the_shapes_alone_count_the_same_parameters_as_the_loaded_model(bases: Callable[..., Path]) -> None:
