@@ -1,7 +1,7 @@
 """A mail of several sentences, and a question about it: what it is about, how much haste there is, whether it wants a
-reply. It prepares the base for the demo's task and is close to it on purpose: the subjects are those of tickets, five
-sentences of TOPICS and one filler are a ticket's word for word. Labels and form of the answer are others: no ticket is
-answered, and untrained the base scores 0.0 on them.
+reply. It prepares the base for the demo's task and is close to it on purpose: the subjects are those of tickets. The
+sentences are others, and so are labels and form of the answer: no ticket is answered, and untrained the base scores 0.0
+on them.
 """
 
 from random import Random
@@ -103,7 +103,7 @@ FILLERS: Final[tuple[str, ...]] = (
     "{n} works in our team in {c}",
     "the number of {n} is {a} {b}",
     "it was {e} euros",
-    "my zip code is {b}",
+    "the zip code of {n} is {b}",
     "{n} told me about your website",
     "our old {p} is still perfect",
     "i live in {c}",

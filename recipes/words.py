@@ -107,8 +107,8 @@ GOOD: Final[tuple[str, ...]] = _words(
 )
 BAD: Final[tuple[str, ...]] = _words("broken awful slow terrible noisy ugly damaged useless rude dirty")
 
-#: topic -> short sentences in the words of everyday mail; `{p}` is a product, `{n}` a name. Five of
-#: them are also sentences of tickets (of 60 that state a problem), under another label.
+#: topic -> short sentences in the words of everyday mail; `{p}` is a product, `{n}` a name. None of
+#: them is a sentence of a ticket (a test compares them): the demo's task stays one that the base has not seen.
 TOPICS: Final[dict[str, tuple[str, ...]]] = {
     "money": (
         "the bill for the {p} was paid twice",
@@ -144,7 +144,7 @@ TOPICS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "fault": (
         "the {p} makes a strange noise and stops",
-        "the {p} does not turn on",
+        "nothing happens when {n} turns on the {p}",
         "the screen of the {p} is black",
         "the {p} shows an error after the update",
         "the app crashes when {n} opens it",
@@ -152,10 +152,10 @@ TOPICS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "question": (
         "how big is the {p}",
-        "is the {p} available in blue",
-        "does the {p} work with batteries",
+        "does the {p} come in blue",
+        "can the {p} run on batteries",
         "{n} asks which {p} is the best",
-        "how long is the warranty of the {p}",
-        "what material is the {p} made of",
+        "for how many years is the {p} under warranty",
+        "is the {p} made of wood or metal",
     ),
 }

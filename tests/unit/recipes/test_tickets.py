@@ -1,14 +1,16 @@
 """The demo task: labels that follow from the text, no text twice, answers that the schema accepts."""
 
 import json
+import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 
+from recipes import mail, ticket_phrases, words
 from recipes.tickets import INSTRUCTION, read_labels
 
 Rows = Callable[[str], list[dict[str, Any]]]
@@ -52,3 +54,30 @@ def test_every_label_value_is_common_enough_to_learn_and_none_dominates(read_row
 def test_conflicting_labels_in_a_text_are_refused() -> None:
     with pytest.raises(ValueError, match="not unique"):
         read_labels("The lamp does not turn on. I was charged twice for the lamp.")
+
+
+def _sentences(phrases: object) -> Iterator[str]:
+    if isinstance(phrases, str):
+        yield " ".join(re.sub(r"\{\w\}", "_", re.sub(r"[^\w{} ]", "", phrases.lower())).split())
+    elif isinstance(phrases, dict):
+        for below in phrases.values():
+            yield from _sentences(below)
+    elif isinstance(phrases, tuple):
+        for below in phrases:
+            yield from _sentences(below)
+
+
+def test_no_sentence_of_a_ticket_is_one_that_the_base_was_trained_on() -> None:
+    tickets = {
+        sentence
+        for name in dir(ticket_phrases)
+        if name.isupper()
+        for sentence in _sentences(getattr(ticket_phrases, name))
+    }
+    trained = {
+        *_sentences(words.TOPICS),
+        *(s for pool in (mail.MORE, mail.HASTE, mail.REPLY, mail.FILLERS) for s in _sentences(pool)),
+    }
+    assert len(tickets) > 100
+    assert len(trained) > 100
+    assert not {sentence for sentence in tickets & trained if sentence}
