@@ -284,6 +284,21 @@ def test_how_a_run_is_judged_is_changed_in_its_directory_and_nothing_else(
     assert config_warnings(load("run.yaml").config) == []  # so `dft train run.yaml` goes on
 
 
+def test_a_run_goes_on_with_a_run_yaml_that_judges_it_otherwise_but_not_one_that_trains_otherwise(
+    tmp_path: Path,
+) -> None:
+    begin = ("train", str(CONFIGS / "lora.yaml"), f"runs_dir={tmp_path}", "--prepare-only")
+    assert dft(*begin).returncode == 0
+    assert dft(*begin, "evaluation.few_shot=1", "evaluation.general=[]").returncode == 0
+    refused = dft(*begin, "evaluation.few_shot=3", "evaluation.validation_every=7", "seed=9")
+    assert refused.returncode == 2
+    assert "seed: 0 in the run directory, 9 now" in refused.stderr
+    assert "evaluation.validation_every: null in the run directory, 7 now" in refused.stderr
+    assert "few_shot" not in refused.stderr
+    judged = load_resolved(tmp_path / "lora" / "config.json").evaluation
+    assert (judged.few_shot, judged.general) == (1, ())
+
+
 def test_the_demo_ends_with_commands_that_work_where_there_is_no_best(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
