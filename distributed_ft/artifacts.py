@@ -150,6 +150,7 @@ class TaskResult(Record):
     n: int
     scores: dict[str, float] = {}  # means of the further metrics
     groups: dict[str, float] = {}  # mean score by group (skill)
+    chance: float = 0.0  # expected score of a guess
     model_digest: str
     task_digest: str
     seconds: float = 0.0
@@ -216,6 +217,10 @@ class Checkpoint:
         """Identity of what is evaluated: sha256 over the manifest's entries for `model/`."""
         entries = {name: e.sha256 for name, e in self.manifest().files.items() if name.startswith("model/")}
         return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
+
+    def answers_digest(self, base: str) -> str:
+        """Identity of what it answers; `base` is the base model's: an adapter is nothing without the base under it."""
+        return hashlib.sha256(f"{base} {self.model_digest()}".encode()).hexdigest()
 
 
 class RunDirectory:

@@ -181,7 +181,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
     if not re.fullmatch(r"all|latest|\d+(,\d+)*", args.checkpoints):
         raise ConfigError(f"--checkpoints: {args.checkpoints!r} is none of all, latest, or steps such as 500,1000")
-    return local.evaluate(_run_directory(args.run), args.checkpoints)
+    return local.evaluate(_run_directory(args.run), args.checkpoints, args.overrides)
 
 
 def report(args: argparse.Namespace) -> int:
@@ -268,6 +268,9 @@ def _run_argument(parser: argparse.ArgumentParser) -> None:
 
 def _eval_arguments(parser: argparse.ArgumentParser) -> None:
     _run_argument(parser)
+    parser.add_argument(
+        "overrides", nargs="*", metavar="evaluation.key=value", help="for example evaluation.few_shot=2; kept in RUN"
+    )
     parser.add_argument("--checkpoints", default="all", metavar="WHICH", help="all, latest, or steps: 500,1000 (all)")
 
 

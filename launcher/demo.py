@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import time
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -33,7 +34,7 @@ def demo(no_replay: bool, nproc: int, runs_dir: Path) -> int:
         print("\njudging the base, the base with examples, and every checkpoint")
         code = local.evaluate(run.path)
     if code == 0:
-        _conclude(run, time.monotonic() - began)
+        conclude(run, time.monotonic() - began)
     return code
 
 
@@ -45,13 +46,15 @@ def _use_cpu_if_gpus_are_few(nproc: int) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
-def _conclude(run: RunDirectory, seconds: float) -> None:
+def conclude(run: RunDirectory, seconds: float) -> None:
+    """Write the report, and print the verdict and the commands with which to look further."""
     from distributed_ft.evaluation.report.write import write
 
     write(run.path)
     summary = read_json(run.report("json"))
     print(f"\nverdict: {summary['verdict']}")
+    which = " --checkpoint latest" if summary["best_step"] is None else ""
     print(f"report:      {run.report('html')}")
-    print(f"curves:      tensorboard --logdir {run.tensorboard}")
-    print(f"talk to it:  dft chat {run.path}")
+    print(f"curves:      tensorboard --logdir {shlex.quote(str(run.tensorboard))}")
+    print(f"talk to it:  dft chat {shlex.quote(str(run.path))}{which}")
     print(f"({seconds:.0f} s)")

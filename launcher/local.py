@@ -13,14 +13,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import IO, TYPE_CHECKING
 
 from distributed_ft.artifacts import RunDirectory, resume_command, write_atomic
-from distributed_ft.config.load import LoadedRun, differences, load_resolved, resolved_json
+from distributed_ft.config.load import LoadedRun, differences, load_resolved, resolved_json, with_evaluation
 from distributed_ft.config.schema import RunConfig
 from distributed_ft.errors import EXIT_FAULT, EXIT_STOPPED, EXIT_USER, CheckpointError, ConfigError
 from launcher.plan import LaunchPlan, Process, local_plan, torchrun_command
@@ -65,11 +65,16 @@ def resume(path: Path, nproc: int) -> int:
         return _launch_training(run, nproc, lock)
 
 
-def evaluate(path: Path, checkpoints: str = "all") -> int:
-    """Score the base, the base with examples, and the checkpoints of a run, in a process of its own."""
+def evaluate(path: Path, checkpoints: str = "all", overrides: Sequence[str] = ()) -> int:
+    """Score the base, the base with examples, and the checkpoints of a run, in a process of its own.
+
+    Overrides of `evaluation.…` stay in the run directory, so that `dft report` judges by the same settings.
+    """
     run = RunDirectory(path)
     if not run.config.exists():
         raise CheckpointError(f"{path}: not a run directory (no config.json)")
+    if overrides:
+        write_atomic(run.config, resolved_json(with_evaluation(run.config, overrides)))
     arguments = (str(path), "--checkpoints", checkpoints)
     process = Process((sys.executable, "-m", "distributed_ft.evaluation", *arguments), {})
     return run_plan(LaunchPlan((process,)), run, f"dft eval {path}")

@@ -4,6 +4,7 @@ The real commands in a throw-away directory: a few steps, a save, a resume in ne
 """
 
 import json
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -43,10 +44,16 @@ def smoke(loaded: LoadedRun, nproc: int) -> int:
             if code != EXIT_DONE:
                 print(f"smoke: FAILED at: {name}")
                 return code
-        print("smoke: every part of this run works; start it with: dft train " + str(loaded.source))
+        print(f"smoke: every part of this run works; start it with: {start_command(loaded, nproc)}")
         return EXIT_DONE
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def start_command(loaded: LoadedRun, nproc: int) -> str:
+    """The training that was tried, for the shell."""
+    processes = ("--nproc", str(nproc)) if nproc > 1 else ()
+    return shlex.join(["dft", "train", str(loaded.source), *loaded.overrides, *processes])
 
 
 def thinned(config: RunConfig, folder: Path) -> RunConfig:

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from distributed_ft.config import checks
-from distributed_ft.config.document import Key, Problem, holds, override, read
+from distributed_ft.config.document import Document, Key, Problem, dotted, holds, override, read
 from distributed_ft.config.explain import explain
 from distributed_ft.config.presets import preset_values, with_preset
 from distributed_ft.config.schema import RunConfig
@@ -27,6 +27,7 @@ class LoadedRun:
     source: Path  # the run.yaml, as it was given
     text: str
     preset_values: dict[str, Any]  # dotted key -> the preset's value, whether the user's own key beats it or not
+    overrides: tuple[str, ...] = ()
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRun:
@@ -41,18 +42,11 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRun:
     text, document = read(source)
     malformed = override(document, overrides)
     folder = source.absolute().parent
-    tree = _completed(document.value)
-    found: list[Problem] = []
-    try:
-        config = _validated(tree)
-    except ValidationError as error:
-        found = explain(error, document)
-        config = None
-    found += _checked(tree, folder, found)
+    config, found = _judged(_completed(document.value), document, folder)
     found.sort(key=lambda problem: document.line(problem.key) or 0)
     if malformed or found or config is None:
         raise ConfigError("\n".join([*malformed, *map(document.render, found)]))
-    return LoadedRun(_absolute(config, folder), source, text, preset_values(document.value))
+    return LoadedRun(_absolute(config, folder), source, text, preset_values(document.value), tuple(overrides))
 
 
 def load_resolved(path: str | Path) -> RunConfig:
@@ -69,13 +63,40 @@ def load_resolved(path: str | Path) -> RunConfig:
         ) from None
 
 
+def with_evaluation(path: str | Path, overrides: Sequence[str]) -> RunConfig:
+    """The config of a run directory, from its `config.json`, judged by other settings (`evaluation.few_shot=2`).
+
+    Paths in the overrides are relative to the working directory.
+
+    Raises:
+        ConfigError: with a line for each override that is wrong, or that would change what was trained.
+        CheckpointError: as `load_resolved`.
+    """
+    config, folder = load_resolved(path), Path.cwd()
+    document = Document(Path(path), json.loads(resolved_json(config)), {})
+    malformed = override(document, overrides)
+    malformed += [
+        f"{dotted(key)}: belongs to the training; of a run that began, only how it is judged (evaluation.…) can change"
+        for key in sorted(document.overridden, key=dotted)
+        if len(key) < 2 or not _is_judgement(dotted(key))
+    ]
+    changed, found = _judged(document.value, document, folder)
+    found = [problem for problem in found if problem.key[0] == "evaluation"]  # the rest was right when training began
+    if malformed or found or changed is None:
+        raise ConfigError("\n".join([*malformed, *map(document.render, found)]))
+    return config.model_copy(update={"evaluation": _absolute(changed, folder).evaluation})
+
+
 def resolved_json(config: RunConfig) -> str:
     """The text of `config.json`: every key, nulls kept."""
     return config.model_dump_json(indent=2) + "\n"
 
 
 def differences(a: RunConfig, b: RunConfig) -> list[str]:
-    """Each field in which the run directory's config `a` is not `b`; `runs_dir` may differ, as a directory may move."""
+    """Each field in which the run directory's config `a` would train another model than `b`.
+
+    `runs_dir` may differ, as a directory may move, and so may how the run is judged.
+    """
     before, now = dict(_leaves(a.model_dump(mode="json"))), dict(_leaves(b.model_dump(mode="json")))
     absent = object()
 
@@ -85,11 +106,27 @@ def differences(a: RunConfig, b: RunConfig) -> list[str]:
     return [
         f"{key}: {shown(before.get(key, absent))} in the run directory, {shown(now.get(key, absent))} now"
         for key in dict.fromkeys([*before, *now])
-        if key != "runs_dir" and before.get(key, absent) != now.get(key, absent)
+        if key != "runs_dir" and not _is_judgement(key) and before.get(key, absent) != now.get(key, absent)
     ]
 
 
 # --- steps ---------------------------------------------------------------------------------------------------------
+
+
+def _is_judgement(key: str) -> bool:
+    """Whether the key is of the evaluation alone; validation losses are the trainer's."""
+    return key.startswith("evaluation.") and key != "evaluation.validation_every"
+
+
+def _judged(tree: dict[str, Any], document: Document, folder: Path) -> tuple[RunConfig | None, list[Problem]]:
+    """The config, None when its types are wrong, and everything that is wrong with it."""
+    found: list[Problem] = []
+    try:
+        config = _validated(tree)
+    except ValidationError as error:
+        found = explain(error, document)
+        config = None
+    return config, found + _checked(tree, folder, found)
 
 
 def _completed(value: dict[str, Any]) -> dict[str, Any]:

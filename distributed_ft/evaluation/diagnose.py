@@ -1,5 +1,6 @@
 """What went wrong, from curves and scores: each finding with its evidence and the settings to change. Pure."""
 
+import shlex
 from dataclasses import dataclass
 from statistics import median
 from typing import Literal
@@ -8,6 +9,7 @@ from distributed_ft.evaluation.report.evidence import CheckpointScores, Curves, 
 from distributed_ft.evaluation.verdict import (
     bare_points,
     best_scoring,
+    inside_budget,
     is_catastrophic,
     lost_share,
     percent,
@@ -44,6 +46,7 @@ class Finding:
 def diagnose(evidence: Evidence) -> tuple[Finding, ...]:
     """Problems first, then warnings, each at most once."""
     found = [
+        _cut_off(evidence),
         _forgetting(evidence),
         _instability(evidence),
         _not_learned(evidence),
@@ -54,6 +57,20 @@ def diagnose(evidence: Evidence) -> tuple[Finding, ...]:
     return tuple(sorted(findings, key=lambda finding: finding.severity != "problem"))
 
 
+def _cut_off(evidence: Evidence) -> Finding | None:
+    if not evidence.cut_off:
+        return None
+    told = "; ".join(f"{task}: {cut_off}" for task, cut_off in evidence.cut_off.items())
+    names = [task["name"] for task in evidence.config.get("evaluation", {}).get("tasks", [])]
+    settings = [
+        f"'evaluation.tasks[{names.index(task)}].max_new_tokens={cut_off.longest + 1}'"  # and the end of the turn
+        for task, cut_off in evidence.cut_off.items()
+        if task in names
+    ]
+    remedy = " ".join(["dft eval", shlex.quote(evidence.path), *settings])
+    return Finding("answers_cut_off", "problem", "Right answers are cut off, and scored 0", f"{told}.", (remedy,))
+
+
 def _forgetting(evidence: Evidence) -> Finding | None:
     """About the judged checkpoint, or else about the best-scoring one, or else about any that forgot."""
     candidates = [evidence.judged, best_scoring(evidence.checkpoints), *reversed(evidence.checkpoints)]
@@ -61,7 +78,7 @@ def _forgetting(evidence: Evidence) -> Finding | None:
         if checkpoint is not None and is_catastrophic(checkpoint.forgetting, evidence.budget):
             return _catastrophic(evidence, checkpoint)
     judged = evidence.judged
-    if judged is None or judged.forgetting is None or judged.forgetting.mean_drop <= evidence.budget:
+    if judged is None or judged.forgetting is None or inside_budget(judged, evidence.budget):
         return None
     lost = judged.forgetting
     return Finding(

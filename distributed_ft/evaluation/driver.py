@@ -2,29 +2,26 @@
 
 A process of its own, beside the trainer or after it. It reads checkpoints by their manifests and writes scores, so it
 can be killed at any moment and started again: what was scored stays, and a score is used again only for the very model
-and question that it was made from.
+and question that it was made from. The trainer may remove a checkpoint at any moment (`checkpoint.keep`).
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from distributed_ft.artifacts import Checkpoint, RunDirectory, step_name, write_json
 from distributed_ft.config.load import load_resolved
 from distributed_ft.config.schema import RunConfig
 from distributed_ft.data.sources import Example, read_examples
-from distributed_ft.errors import CheckpointError, ConfigError
+from distributed_ft.errors import CheckpointError, ConfigError, EvaluationError
 from distributed_ft.evaluation.engines import TransformersEngine, base_digest
 from distributed_ft.evaluation.few_shot import FewShot, choose, fitted, source_of_examples
-from distributed_ft.evaluation.scoring import Model, Scored, combined_digest, score, stored, task_digest
-from distributed_ft.evaluation.summary import BASE, FEW_SHOT, Scores, Summary, as_json, summarise, table
-from distributed_ft.evaluation.task import Task
+from distributed_ft.evaluation.scoring import Model, Scored, score, stored, task_digest
+from distributed_ft.evaluation.summary import BASE, FEW_SHOT, Scores, as_json, summarise, table
+from distributed_ft.evaluation.task import CutOff, Task, reference
 from distributed_ft.evaluation.tasks import build_tasks
 
 EVENTS_SUFFIX = ".evaluation"  # of this driver's TensorBoard files: it replaces its own and no others
-
-Log = Callable[[str, float, int], None]  # tag, value, step
 
 
 def evaluate(run_dir: Path, checkpoints: str = "all") -> None:
@@ -38,25 +35,45 @@ def evaluate(run_dir: Path, checkpoints: str = "all") -> None:
     Raises:
         ConfigError, DataError: a task, its file or the base model cannot be used.
         CheckpointError: no such run or checkpoint, or all checkpoints are damaged.
-        EvaluationError: a score cannot be computed.
+        EvaluationError: a score cannot be computed. Of a checkpoint: at the end, when the others are scored.
     """
     run = RunDirectory(run_dir)
     config = load_resolved(run.config)
     tasks = build_tasks(config.evaluation)
     wanted = checkpoints_named(run, checkpoints)
     engine = TransformersEngine(config.model.base, config.model.dtype, config.evaluation.batch_size)
+    cut_off = _cut_off(tasks, engine)
     few_shot = _few_shot(config, tasks, engine)
     evaluation = _Evaluation(run, tasks, engine, few_shot)
-    base = base_digest(engine.base)
-    scores = Scores((), {})
-    with _scalars(run, enabled="tensorboard" in config.tracking) as log:
-        for model in _models(base, few_shot, wanted):
-            scores = scores.with_model(model, evaluation.scores_of(model))
-            _log(scores, model, log)
-    for model in _models(base, {}, _others(run, wanted))[1:]:
-        before = evaluation.stored_scores_of(model)
-        scores = scores.with_model(model, before) if before else scores
-    _conclude(run, summarise(scores, few_shot, config.evaluation.select.forgetting_budget))
+    scores, failed = _all_scores(run, evaluation, base_digest(engine.base), wanted)
+    _conclude(run, scores, few_shot, cut_off, config.evaluation.select.forgetting_budget)
+    if "tensorboard" in config.tracking:
+        _log(run, evaluation.with_removed(scores))
+    if failed:
+        raise EvaluationError("\n".join(failed))
+
+
+def _all_scores(
+    run: RunDirectory, evaluation: "_Evaluation", base: str, wanted: Sequence[Checkpoint]
+) -> tuple[Scores, list[str]]:
+    """Of base, few-shot, the checkpoints asked for, and others that were scored before; and what failed.
+
+    What a checkpoint gets wrong is its own affair. Without the base's scores there is nothing to compare with.
+    """
+    scores, failed = evaluation.scores_of_base(base), []
+    before = _others(run, wanted)
+    for checkpoint in [*wanted, *before]:
+        try:
+            model = _tuned(base, checkpoint)
+            found = evaluation.stored_scores_of(model) if checkpoint in before else evaluation.scores_of(model)
+            scores = scores.with_model(model, found) if found else scores
+        except EvaluationError as error:
+            failed.append(f"{error}; not scored, the others are")
+        except CheckpointError:
+            if _there(checkpoint):
+                raise
+            print(f"{checkpoint.name}: removed meanwhile, not scored", file=sys.stderr)
+    return scores, failed
 
 
 def checkpoints_named(run: RunDirectory, names: str) -> list[Checkpoint]:
@@ -106,6 +123,24 @@ def _others(run: RunDirectory, wanted: Sequence[Checkpoint]) -> list[Checkpoint]
     return [c for c in before if c.verify() is None]
 
 
+def _there(checkpoint: Checkpoint) -> bool:
+    """A checkpoint that is removed loses its manifest first."""
+    return (checkpoint.path / "manifest.json").is_file()
+
+
+def _cut_off(tasks: Sequence[Task], engine: TransformersEngine) -> dict[str, CutOff]:
+    """Tasks in which even a perfect answer would be cut off, and scored 0."""
+    found = {}
+    for task in tasks:
+        needed = [engine.answer_tokens(reference(example)) for example in task.examples()]
+        limit = task.request(task.examples()[0]).max_new_tokens
+        over = sum(tokens > limit for tokens in needed)
+        if over:
+            found[task.name] = CutOff(over, len(needed), max(needed), limit)
+            print(f"{task.name}: {found[task.name]}", file=sys.stderr)
+    return found
+
+
 def _few_shot(config: RunConfig, tasks: Sequence[Task], engine: TransformersEngine) -> dict[str, FewShot]:
     """The examples for each task that the run is trained for; none for the general suite."""
     trained_for = [task for task in tasks if task.kind == "task"]
@@ -124,12 +159,8 @@ def _few_shot(config: RunConfig, tasks: Sequence[Task], engine: TransformersEngi
     return chosen
 
 
-def _models(base: str, few_shot: dict[str, FewShot], checkpoints: Sequence[Checkpoint]) -> list[Model]:
-    models = [Model(BASE, None, base, 0)]
-    if any(f.examples for f in few_shot.values()):
-        models.append(Model(FEW_SHOT, None, base, 0))
-    tuned = [Model(step_name(c.step), c.model, combined_digest(base, c.model_digest()), c.step) for c in checkpoints]
-    return models + tuned
+def _tuned(base: str, checkpoint: Checkpoint) -> Model:
+    return Model(checkpoint.name, checkpoint.model, checkpoint.answers_digest(base), checkpoint.step)
 
 
 class _Evaluation:
@@ -139,6 +170,25 @@ class _Evaluation:
         self, run: RunDirectory, tasks: Sequence[Task], engine: TransformersEngine, few_shot: dict[str, FewShot]
     ) -> None:
         self._run, self._tasks, self._engine, self._few_shot = run, tasks, engine, few_shot
+
+    def scores_of_base(self, digest: str) -> Scores:
+        """Of the base model, and of the base with examples where there are any."""
+        models = [Model(BASE, None, digest, 0)]
+        if any(f.examples for f in self._few_shot.values()):
+            models.append(Model(FEW_SHOT, None, digest, 0))
+        scores = Scores((), {})
+        for model in models:
+            scores = scores.with_model(model, self.scores_of(model))
+        return scores
+
+    def with_removed(self, scores: Scores) -> Scores:
+        """And of checkpoints that were scored on the same questions before `checkpoint.keep` removed them."""
+        known = {model.name for model in scores.models} | {c.name for c in self._run.all_checkpoints()}
+        for name in sorted(path.name for path in self._run.evaluation.glob("step-*") if path.name not in known):
+            model = Model(name, None, None, int(name.removeprefix("step-")))
+            found = self.stored_scores_of(model)
+            scores = scores.with_model(model, found) if found else scores
+        return scores
 
     def stored_scores_of(self, model: Model) -> dict[str, Scored] | None:
         """By task; None unless every one is there."""
@@ -158,11 +208,16 @@ class _Evaluation:
                 if not in_use:
                     self._engine.use(model.weights)
                     in_use = True
-                shots = self._shots(model, task)
-                found = score(self._run, self._engine, model, task, self._digest(model, task), shots)
+                found = self._ask(model, task)
             scored[task.name] = found
             _progress(model, found)
         return scored
+
+    def _ask(self, model: Model, task: Task) -> Scored:
+        try:
+            return score(self._run, self._engine, model, task, self._digest(model, task), self._shots(model, task))
+        except EvaluationError as error:
+            raise EvaluationError(f"{model.name}, {task.name}, {error}") from None
 
     def _shots(self, model: Model, task: Task) -> Sequence[Example]:
         return self._few_shot[task.name].examples if model.name == FEW_SHOT and task.name in self._few_shot else ()
@@ -181,45 +236,47 @@ def _progress(model: Model, scored: Scored) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-@contextmanager
-def _scalars(run: RunDirectory, enabled: bool) -> Iterator[Log]:
-    """Writes scalars beside the trainer's; those of an earlier evaluation are replaced, not repeated."""
-    if not enabled:
-        yield lambda tag, value, step: None
-        return
+def _log(run: RunDirectory, scores: Scores) -> None:
+    """All scores as scalars beside the trainer's; those of an earlier evaluation are replaced, not repeated."""
     from torch.utils.tensorboard import SummaryWriter
 
     earlier = list(run.tensorboard.glob(f"*{EVENTS_SUFFIX}"))
     writer = SummaryWriter(str(run.tensorboard), filename_suffix=EVENTS_SUFFIX)
-    try:
-        yield writer.add_scalar
-    finally:
-        writer.close()
+    for model in scores.models:
+        if model.name != FEW_SHOT:  # a prompt has no place on the axis of steps
+            for tag, value in _scalars(scores, model):
+                writer.add_scalar(tag, value, model.step)
+    writer.close()
     for path in earlier:
         path.unlink(missing_ok=True)
 
 
-def _log(scores: Scores, model: Model, log: Log) -> None:
-    if model.name == FEW_SHOT:
-        return  # a prompt has no place on the axis of steps
+def _scalars(scores: Scores, model: Model) -> Iterator[tuple[str, float]]:
     for task, scored in scores.of[model.name].items():
         if scored.result.kind == "task":
             for metric, value in {scored.result.metric: scored.result.score, **scored.result.scores}.items():
-                log(f"eval/{task}/{metric}", value, model.step)
+                yield f"eval/{task}/{metric}", value
     general, lost = scores.general_mean(model.name), scores.forgotten(model.name)
     if general is not None and lost is not None:
-        log("eval/general/score", general.value, model.step)
-        log("eval/forgetting/rate", lost.rate, model.step)
-        log("eval/forgetting/mean_drop", lost.mean_drop, model.step)
+        yield "eval/general/score", general.value
+        yield "eval/forgetting/rate", lost.rate
+        yield "eval/forgetting/mean_drop", lost.mean_drop
 
 
-def _conclude(run: RunDirectory, summary: Summary) -> None:
-    """Write the summary, move BEST, or remove it when no checkpoint may be recommended, and print the table."""
+def _conclude(
+    run: RunDirectory, scores: Scores, few_shot: dict[str, FewShot], cut_off: dict[str, CutOff], budget: float
+) -> None:
+    """Move BEST, or remove it when no checkpoint may be recommended; write the summary and print the table."""
+    best = None
+    while best is None or not _there(best):  # removed meanwhile: the best of the others
+        scores = scores.of_models(lambda m: m.weights is None or _there(Checkpoint(run.checkpoints / m.name)))
+        summary = summarise(scores, few_shot, budget, cut_off)
+        step = summary.selection.step
+        if step is None:
+            run.best_file.unlink(missing_ok=True)
+            break
+        best = Checkpoint(run.checkpoints / step_name(step))
+        run.point("BEST", best)
     write_json(run.evaluation / "summary.json", as_json(summary))
-    step = summary.selection.step
-    if step is not None:
-        run.point("BEST", Checkpoint(run.checkpoints / step_name(step)))
-    else:
-        run.best_file.unlink(missing_ok=True)
     print(table(summary))
     print(f"\nBEST: {'none' if step is None else f'step {step}'}: {summary.selection.reason}")

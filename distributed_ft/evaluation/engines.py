@@ -161,6 +161,10 @@ class TransformersEngine:
             self._prompts[messages] = render_prompt(self.tokenizer, messages)
         return self._prompts[messages]
 
+    def answer_tokens(self, answer: str) -> int:
+        """How many tokens a model has to write for this answer, the end of the turn aside."""
+        return len(self.tokenizer.encode(answer, add_special_tokens=False))
+
     def generate(self, requests: Sequence[Generate]) -> list[str]:
         """See `Engine`."""
         prompts = [self.prompt(request.messages) for request in requests]
@@ -218,7 +222,8 @@ class TransformersEngine:
             columns.append(tokens.squeeze(-1))
             done |= torch.isin(columns[-1], self._stop) | (len(columns) >= budget)
             mask = torch.cat([mask, torch.ones_like(tokens)], dim=-1)
-            positions = positions[:, -1:] + 1
+            # rows that are done are fed on, and learned positions end at the context
+            positions = (positions[:, -1:] + 1).clamp(max=None if self.context is None else self.context - 1)
         rows = torch.stack(columns, dim=-1).tolist()
         stop = set(self._stop.tolist())
         return [_until(row[:limit], stop) for row, limit in zip(rows, limits, strict=True)]

@@ -37,7 +37,8 @@ def choose(train: Sequence[Example], k: int, seed: int, held_out: Sequence[Examp
     order = sorted(drawn.values(), key=lambda e: hashlib.sha256(f"{seed} {e.digest}".encode()).digest())
     first_of_group = {example.group: example.digest for example in reversed(order) if example.group is not None}
     varied = [example for example in order if first_of_group.get(example.group or "") == example.digest]
-    others = [example for example in order if example not in varied]
+    taken = {example.digest for example in varied}
+    others = [example for example in order if example.digest not in taken]
     return tuple([*varied, *others][:k])
 
 

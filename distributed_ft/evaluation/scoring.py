@@ -25,7 +25,7 @@ class Model:
 
     name: str
     weights: Path | None  # of a checkpoint; None for the base
-    digest: str  # of everything that its answers depend on but the prompt
+    digest: str | None  # of everything that its answers depend on but the prompt; None for a checkpoint that is gone
     step: int
 
 
@@ -44,11 +44,6 @@ def task_digest(task: Task, settings: Mapping[str, str | int], shots: Sequence[E
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def combined_digest(base: str, weights: str) -> str:
-    """Identity of a checkpoint's answers: an adapter is nothing without the base under it."""
-    return hashlib.sha256(f"{base} {weights}".encode()).hexdigest()
-
-
 def stored(run: RunDirectory, model: Model, task: Task, digest: str) -> Scored | None:
     """The stored score, if it is of this very model and question and all its samples are there."""
     try:
@@ -56,7 +51,7 @@ def stored(run: RunDirectory, model: Model, task: Task, digest: str) -> Scored |
         samples = run.samples(model.name, task.name)
     except (CheckpointError, ValidationError, TypeError, OSError):
         return None  # none, or one that a new score will replace
-    same = result.model_digest == model.digest and result.task_digest == digest and len(samples) == result.n
+    same = model.digest in (None, result.model_digest) and result.task_digest == digest and len(samples) == result.n
     return Scored(result, tuple(samples), True) if same else None
 
 
@@ -93,6 +88,7 @@ def _result(model: Model, task: Task, digest: str, samples: Sequence[Sample], se
     for sample in samples:
         if sample.group is not None:
             groups[sample.group].append(sample.score)
+    assert model.digest is not None, "a checkpoint that is gone cannot be asked"
     overall = mean([sample.score for sample in samples])
     return TaskResult(
         model=model.name,
@@ -104,6 +100,7 @@ def _result(model: Model, task: Task, digest: str, samples: Sequence[Sample], se
         n=overall.n,
         scores={name: mean([s.scores[name] for s in samples]).value for name in samples[0].scores},
         groups={name: mean(scores).value for name, scores in sorted(groups.items())},
+        chance=task.chance,
         model_digest=model.digest,
         task_digest=digest,
         seconds=round(seconds, 3),

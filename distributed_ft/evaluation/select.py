@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distributed_ft.evaluation.stats import bootstrap
+from distributed_ft.evaluation.stats import paired_interval
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,5 @@ def inside(candidate: Candidate, forgetting_budget: float) -> bool:
 
 
 def _within_noise(earlier: Candidate, top: Candidate) -> bool:
-    differences = [np.subtract(top.tasks[name], scores) for name, scores in earlier.tasks.items()]
-    low, _ = bootstrap(differences)
+    low, _ = paired_interval([(scores, top.tasks[name]) for name, scores in earlier.tasks.items()])
     return low <= 0 and top.accuracy - earlier.accuracy <= TIE

@@ -1,15 +1,16 @@
 """What the scores say together: paired differences, forgetting, the selected checkpoint; as data and as a table."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from distributed_ft.artifacts import SCHEMA
 from distributed_ft.evaluation.few_shot import FewShot
-from distributed_ft.evaluation.forgetting import Forgetting, forgetting
+from distributed_ft.evaluation.forgetting import Forgetting, Suite, forgetting
 from distributed_ft.evaluation.scoring import Model, Scored
 from distributed_ft.evaluation.select import Candidate, Selection, inside, select
-from distributed_ft.evaluation.stats import Mean, mean, paired_difference
+from distributed_ft.evaluation.stats import Mean, mean, mean_of, paired_difference
+from distributed_ft.evaluation.task import CutOff
 
 BASE, FEW_SHOT = "base", "few-shot"
 
@@ -25,26 +26,33 @@ class Scores:
         """The items' scores on each task that the model is trained for."""
         return {n: _items(s) for n, s in self.of[model].items() if s.result.kind == "task"}
 
-    def general(self, model: str) -> list[float]:
-        """The scores of all general items, suite after suite; [] for few-shot, which is not asked them."""
-        return [x for s in self.of[model].values() if s.result.kind == "general" for x in _items(s)]
+    def general(self, model: str) -> list[Scored]:
+        """The scores of each general suite; [] for few-shot, which is not asked them."""
+        return [scored for scored in self.of[model].values() if scored.result.kind == "general"]
 
     def general_mean(self, model: str) -> Mean | None:
-        scores = self.general(model)
-        return mean(scores) if scores else None
+        """The mean over the suites; None without one."""
+        suites = self.general(model)
+        return mean_of([mean(_items(suite)) for suite in suites]) if suites else None
 
     def forgotten(self, model: str) -> Forgetting | None:
         """Against the base; None without a general suite."""
-        if not self.general(model):
-            return None
-        suites = [s for s in self.of[BASE].values() if s.result.kind == "general"]
-        groups = [_group(s, sample.group, len(suites)) for s in suites for sample in s.samples]
-        return forgetting(self.general(BASE), self.general(model), groups)
+        before = self.general(BASE)
+        pairs = list(zip(before, self.general(model), strict=True)) if self.general(model) else []
+        suites = [
+            Suite(_items(b), _items(a), [_group(b, sample.group, len(before)) for sample in b.samples], b.result.chance)
+            for b, a in pairs
+        ]
+        return forgetting(suites) if suites else None
 
     def with_model(self, model: Model, scored: Mapping[str, Scored]) -> "Scores":
         """These and another model's, in the order of steps."""
         models = sorted([*self.models, model], key=lambda m: m.step)  # stable: base stays before few-shot
         return Scores(tuple(models), {**self.of, model.name: scored})
+
+    def of_models(self, keep: Callable[[Model], bool]) -> "Scores":
+        """Of some of the models."""
+        return Scores(tuple(model for model in self.models if keep(model)), self.of)
 
     @property
     def checkpoints(self) -> list[Model]:
@@ -61,9 +69,10 @@ class Summary:
     candidates: tuple[Candidate, ...]
     selection: Selection
     budget: float
+    cut_off: Mapping[str, CutOff]  # by task
 
 
-def summarise(scores: Scores, few_shot: Mapping[str, FewShot], budget: float) -> Summary:
+def summarise(scores: Scores, few_shot: Mapping[str, FewShot], budget: float, cut_off: Mapping[str, CutOff]) -> Summary:
     """Pure. `budget`: largest mean drop on the general suite that the selected checkpoint may have."""
     lost = {m.step: scores.forgotten(m.name) for m in scores.checkpoints}
     forgotten = {step: of_step for step, of_step in lost.items() if of_step is not None}
@@ -71,7 +80,7 @@ def summarise(scores: Scores, few_shot: Mapping[str, FewShot], budget: float) ->
         Candidate(m.step, scores.by_task(m.name), forgotten[m.step].mean_drop if m.step in forgotten else None)
         for m in scores.checkpoints
     )
-    return Summary(scores, few_shot, forgotten, candidates, select(candidates, budget), budget)
+    return Summary(scores, few_shot, forgotten, candidates, select(candidates, budget), budget, cut_off)
 
 
 def as_json(summary: Summary) -> dict[str, Any]:
@@ -103,6 +112,7 @@ def as_json(summary: Summary) -> dict[str, Any]:
             }
             for task, f in summary.few_shot.items()
         },
+        "cut_off": {task: asdict(cut_off) for task, cut_off in summary.cut_off.items()},
         "paired": {m.name: _paired(summary.scores, m.name) for m in summary.scores.models if m.name != BASE},
     }
 

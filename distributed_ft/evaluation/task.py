@@ -30,6 +30,22 @@ class Score:
     further: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class CutOff:
+    """References of a task that no answer can reach within `max_new_tokens` tokens."""
+
+    references: int
+    of: int
+    longest: int  # tokens
+    max_new_tokens: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.references} of {self.of} references need up to {self.longest} tokens, "
+            f"max_new_tokens is {self.max_new_tokens}"
+        )
+
+
 class Task(Protocol):
     """Rows with requests and references, and a pure score.
 

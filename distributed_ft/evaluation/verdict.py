@@ -8,7 +8,8 @@ A tuned checkpoint is worth shipping when it does three things, each shown by a 
 3. it keeps the general skills: mean drop at most `evaluation.select.forgetting_budget`.
 
 An interval that contains 0 is not a proof of equality. Where a difference worth having is still possible, the verdict
-is "not enough evidence", with the smallest difference that the test could have seen.
+is "not enough evidence", with the smallest difference that the test could have seen. So it is where one of the three
+was not, or could not be, tested.
 """
 
 from collections.abc import Sequence
@@ -25,6 +26,9 @@ the mean drop is over the budget beyond doubt as well (lower bound of its 95% in
 
 WORTHWHILE_GAIN = 0.05
 """A gain over few-shot prompting that even at its upper bound stays under 5 points does not pay for a training run."""
+
+MIN_ITEMS = 20
+"""With fewer items one of them is more than the gain that is worth having: no verdict rests on so few."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,21 @@ def is_catastrophic(forgetting: Forgetting | None, budget: float) -> bool:
     return forgetting.drop_low > budget and lost >= CATASTROPHIC_RATE
 
 
+def inside_budget(checkpoint: CheckpointScores, budget: float) -> bool:
+    """Whether it kept enough of the general suite, as in `select.inside`."""
+    forgetting = checkpoint.forgetting
+    return forgetting is None or forgetting.mean_drop <= budget + 1e-12  # not for rounding's sake
+
+
+def _any_keeps(checkpoints: Sequence[CheckpointScores], budget: float) -> bool:
+    return any(c.forgetting is not None and inside_budget(c, budget) for c in checkpoints)
+
+
+def can_show_forgetting(forgetting: Forgetting, budget: float) -> bool:
+    """Whether the base had enough right: some items, and more than the budget lets go."""
+    return forgetting.known >= MIN_ITEMS and forgetting.before > budget
+
+
 def lost_share(forgetting: Forgetting) -> str:
     """`62% of what the base model had right is now wrong`."""
     if forgetting.of_known is None:
@@ -104,17 +123,19 @@ def best_scoring(checkpoints: Sequence[CheckpointScores]) -> CheckpointScores | 
 def judged_step(checkpoints: Sequence[CheckpointScores], selected: int | None, budget: float) -> int | None:
     """The checkpoint that the comparisons and the verdict are about.
 
-    The selected one; but if that one stayed inside the budget only because it had learned nothing yet, while a later
-    one learned the task and forgot catastrophically, then that later one is the story to tell.
+    The selected one, or the best scoring of those that could be; but if that one stayed inside the budget only because
+    it had learned nothing yet, while a later one learned the task and forgot catastrophically, then that later one is
+    the story to tell. Without a task, the newest one whose forgetting was measured.
     """
     top = best_scoring(checkpoints)
-    chosen = next((c for c in checkpoints if c.step == selected and c.task is not None), None)
-    if chosen is None:
-        return top.step if top else None
-    learned_later = top is not None and gains(top.versus_base) and is_catastrophic(top.forgetting, budget)
-    if top is not None and learned_later and not gains(chosen.versus_base):
-        return top.step
-    return chosen.step
+    if top is None:
+        return max((c.step for c in checkpoints if c.forgetting is not None), default=None)
+    inside = [c for c in checkpoints if inside_budget(c, budget)]
+    whole = [c for c in inside if c.files == "complete"]
+    chosen = best_scoring([c for c in checkpoints if c.step == selected])
+    chosen = chosen or best_scoring(whole) or best_scoring(inside) or top
+    learned_later = gains(top.versus_base) and is_catastrophic(top.forgetting, budget)
+    return top.step if learned_later and not gains(chosen.versus_base) else chosen.step
 
 
 def decide(
@@ -125,56 +146,105 @@ def decide(
     few_shot: Estimate | None,
     budget: float,
     examples: int | None = None,
+    no_prompt: str | None = None,
     task: str = "the task",
 ) -> Verdict:
-    """The verdict on the judged checkpoint (`judged_step`). `base` and `few_shot` are their scores on the task."""
+    """The verdict on the judged checkpoint (`judged_step`).
+
+    Args:
+        base, few_shot: their scores on the task.
+        examples: in the prompt, as many as were asked for.
+        no_prompt: why there cannot be such a prompt.
+    """
     step = judged_step(checkpoints, selected, budget)
     candidate = next((c for c in checkpoints if c.step == step), None)
     if candidate is None or candidate.task is None or candidate.versus_base is None:
-        return Verdict("not_enough_evidence", _nothing_to_judge(checkpoints, candidate, base), (), selected)
+        kept = (_kept(candidate.forgetting, budget),) if candidate and candidate.forgetting else ()
+        return Verdict("not_enough_evidence", _nothing_to_judge(checkpoints, candidate, base), kept, selected)
     prompt = f"{examples} examples in the prompt" if examples else "examples in the prompt"
     reasons = (
         _against_base(candidate.versus_base),
-        _against_few_shot(candidate.versus_few_shot, prompt),
+        _against_few_shot(candidate.versus_few_shot, prompt, no_prompt),
         _kept(candidate.forgetting, budget),
         *_beside_the_point(checkpoints, candidate, selected, budget),
     )
     score = f"step {candidate.step} scores {percent(candidate.task.score)} on {task}"
     beside = [f"base {percent(base.score)}" if base else "", f"few-shot {percent(few_shot.score)}" if few_shot else ""]
     score += f" ({', '.join(b for b in beside if b)})" if any(beside) else ""
-    kind, headline = _ruling(candidate, score, selected, budget)
+    prompt_due = bool(examples) and no_prompt is None
+    kind, headline = (
+        _damage(checkpoints, candidate, score, budget)
+        or _use(candidate, score, prompt_due)
+        or (_certainty(candidate, score, selected, budget))
+    )
     return Verdict(kind, headline, reasons, selected)
 
 
-def _ruling(candidate: CheckpointScores, score: str, selected: int | None, budget: float) -> tuple[Kind, str]:
-    """The first objection that stands decides; damage comes before lack of use."""
-    gain, prompt, forgetting = candidate.versus_base, candidate.versus_few_shot, candidate.forgetting
+# --- the first objection that stands decides; damage comes before lack of use --------------------------------------
+
+Ruling = tuple[Kind, str]
+
+
+def _damage(
+    checkpoints: Sequence[CheckpointScores], candidate: CheckpointScores, score: str, budget: float
+) -> Ruling | None:
+    gain, forgetting = candidate.versus_base, candidate.forgetting
     assert gain is not None
-    capital = score[0].upper() + score[1:]
     if forgetting is not None and is_catastrophic(forgetting, budget):
         lost = f"general skills fall by {_plain_points(forgetting.mean_drop)}"
         if gain.low > 0:
             return "do_not_ship", f"Catastrophic forgetting: {score}, but {lost}."
         return "do_not_ship", f"Catastrophic forgetting, and nothing gained: {score}; {lost}."
-    if gain.high < 0:
+    if gain.high < 0 and gain.n >= MIN_ITEMS:
         return "do_not_ship", f"Training made it worse: {score}."
-    if forgetting is not None and forgetting.mean_drop > budget:
+    if forgetting is not None and not inside_budget(candidate, budget):
         over = (
             f"general skills fall by {_plain_points(forgetting.mean_drop)}, over the budget of {_plain_points(budget)}"
         )
+        if _any_keeps(checkpoints, budget):
+            return "not_enough_evidence", f"{_capital(score)}, but {over}; those inside it are not scored on the task."
         return "do_not_ship", f"No checkpoint keeps its general skills: {score}, but {over}."
+    return None
+
+
+def _use(candidate: CheckpointScores, score: str, prompt_due: bool) -> Ruling | None:
+    gain, prompt = candidate.versus_base, candidate.versus_few_shot
+    assert gain is not None
+    if gain.n < MIN_ITEMS:
+        return "not_enough_evidence", f"Too few items to tell ({gain.n}): {score}."
     if gain.low <= 0:
         return "not_enough_evidence", f"No difference from the base model could be shown: {score}."
-    if prompt is not None and prompt.low <= 0:
+    if prompt is None:
+        untried = f"{_capital(score)}, but it was not compared with a few-shot prompt yet."
+        return ("not_enough_evidence", untried) if prompt_due else None
+    if prompt.low <= 0:
         if prompt.mean <= 0 or prompt.high < WORTHWHILE_GAIN:
             return "do_not_ship", f"A few-shot prompt would have done as well: {score}."
         tell = f"as far as {prompt.n} items can tell"
         return "not_enough_evidence", f"A few-shot prompt would have done as well, {tell}: {score}."
+    return None
+
+
+def _certainty(candidate: CheckpointScores, score: str, selected: int | None, budget: float) -> Ruling:
+    forgetting, capital = candidate.forgetting, _capital(score)
     if forgetting is None:
         return "not_enough_evidence", f"{capital}; what it forgot was not measured."
+    if not can_show_forgetting(forgetting, budget):
+        few = f"the base model had {forgetting.known} of {forgetting.n} general items right"
+        return "not_enough_evidence", f"{capital}; what it forgot cannot be told, as {few}."
+    if candidate.files != "complete":
+        return "not_enough_evidence", f"{capital}, but its files are {candidate.files}."
     if selected is None:
-        return "not_enough_evidence", f"{capital}, but the evaluation did not finish: no checkpoint is selected yet."
+        why = "the evaluation did not finish, or what it chose is gone"
+        return "not_enough_evidence", f"{capital}, but no checkpoint is selected: {why}."
     return "ship", f"{capital} and keeps its general skills."
+
+
+def _capital(score: str) -> str:
+    return score[0].upper() + score[1:]
+
+
+# --- the steps of the argument -------------------------------------------------------------------------------------
 
 
 def _nothing_to_judge(
@@ -182,7 +252,7 @@ def _nothing_to_judge(
 ) -> str:
     if not checkpoints:
         return "There is no checkpoint yet."
-    if candidate is None:
+    if candidate is None or candidate.task is None:
         return "No checkpoint has been evaluated on a task yet."
     return (
         "The base model has not been evaluated on the same items." if base is None else "No items in common with base."
@@ -191,6 +261,8 @@ def _nothing_to_judge(
 
 def _against_base(gain: Difference) -> Reason:
     measured = f"{points(gain.mean)} points {points_interval(gain.low, gain.high)} on the same {gain.n} items"
+    if gain.n < MIN_ITEMS:
+        return Reason(None, f"Against the base model: {measured}, too few to tell.")
     if gain.low > 0:
         return Reason(True, f"It beats the base model: {measured}.")
     if gain.high < 0:
@@ -199,10 +271,12 @@ def _against_base(gain: Difference) -> Reason:
     return Reason(None, f"It may be no better than the base model: {measured}; {seen}.")
 
 
-def _against_few_shot(gain: Difference | None, prompt: str) -> Reason:
+def _against_few_shot(gain: Difference | None, prompt: str, no_prompt: str | None) -> Reason:
     if gain is None:
-        return Reason(None, "It was not compared with a few-shot prompt (evaluation.few_shot).")
+        return Reason(None, f"It was not compared with a few-shot prompt ({no_prompt or 'evaluation.few_shot'}).")
     measured = f"{points(gain.mean)} points {points_interval(gain.low, gain.high)} on the same {gain.n} items"
+    if gain.n < MIN_ITEMS:
+        return Reason(None, f"Against the base model with {prompt}: {measured}, too few to tell.")
     if gain.low > 0:
         return Reason(True, f"It beats the base model with {prompt}: {measured}.")
     if gain.high < 0:
@@ -217,8 +291,11 @@ def _kept(forgetting: Forgetting | None, budget: float) -> Reason:
     drop = f"mean drop {_plain_points(forgetting.mean_drop)} {interval}, {lost_share(forgetting)}, {forgetting.n} items"
     if is_catastrophic(forgetting, budget):
         return Reason(False, f"Catastrophic forgetting: {drop}; the budget is {_plain_points(budget)}.")
-    if forgetting.mean_drop > budget:
+    if forgetting.mean_drop > budget + 1e-12:
         return Reason(False, f"It forgets more than the budget of {_plain_points(budget)}: {drop}.")
+    if not can_show_forgetting(forgetting, budget):
+        known = f"the base model had {forgetting.known} of {forgetting.n} general items right"
+        return Reason(None, f"What it forgot cannot be told, as {known}: {drop}.")
     if forgetting.drop_high > budget:
         doubt = f"the budget of {_plain_points(budget)} lies inside the interval"
         return Reason(True, f"It keeps its general skills, not beyond doubt ({doubt}): {drop}.")
@@ -232,7 +309,7 @@ def _beside_the_point(
     if selected is not None and selected != candidate.step:
         inside = f"Step {selected} is inside the forgetting budget, but it has not learned the task"
         return [Reason(False, f"{inside}; these are the numbers of step {candidate.step}, the best scoring.")]
-    if selected is None and candidate.forgetting is not None and candidate.forgetting.mean_drop > budget:
+    if selected is None and not _any_keeps(checkpoints, budget):
         why = f"No checkpoint is inside the forgetting budget; step {candidate.step} is the best scoring one"
         return [Reason(False, f"{why}.")]
     later = [c for c in checkpoints if c.step != candidate.step and is_catastrophic(c.forgetting, budget)]

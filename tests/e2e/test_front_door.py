@@ -12,10 +12,13 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from distributed_ft.config.load import load, resolved_json
+from distributed_ft.artifacts import RunDirectory
+from distributed_ft.config.load import load, load_resolved, resolved_json
 from distributed_ft.errors import CheckpointError, ConfigError, Stopped
 from launcher.check import config_lines, config_warnings, count_rows, readable_bytes
 from launcher.cli import VERBS, guarded
+from launcher.demo import conclude
+from launcher.smoke import start_command
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = REPOSITORY / "configs"
@@ -259,6 +262,58 @@ def test_a_reader_that_has_read_enough_is_no_error() -> None:
     result = dft("schema", stdout=write)
     os.close(write)
     assert result.stderr == ""
+
+
+def test_how_a_run_is_judged_is_changed_in_its_directory_and_nothing_else(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    run = folder / "runs" / "x"
+    run.mkdir(parents=True)
+    (run / "run.yaml").write_text(RUN)
+    began = resolved_json(load("run.yaml").config)
+    (run / "config.json").write_text(began)
+    refused = dft("eval", "runs/x", "optim.lr=1", cwd=folder)
+    assert (refused.returncode, (run / "config.json").read_text()) == (2, began)
+    assert "optim.lr: belongs to the training" in refused.stderr
+    judged = dft("eval", "runs/x", "evaluation.few_shot=2", "evaluation.general=[more.csv]", cwd=folder)
+    assert judged.returncode == 2  # as test.json holds no rows that could be asked
+    assert "test.json:1: missing column" in judged.stderr
+    now = load_resolved(run / "config.json")
+    assert (now.evaluation.few_shot, now.evaluation.general) == (2, (str(folder / "more.csv"),))
+    assert config_warnings(load("run.yaml").config) == []  # so `dft train run.yaml` goes on
+
+
+def test_a_run_goes_on_with_a_run_yaml_that_judges_it_otherwise_but_not_one_that_trains_otherwise(
+    tmp_path: Path,
+) -> None:
+    begin = ("train", str(CONFIGS / "lora.yaml"), f"runs_dir={tmp_path}", "--prepare-only")
+    assert dft(*begin).returncode == 0
+    assert dft(*begin, "evaluation.few_shot=1", "evaluation.general=[]").returncode == 0
+    refused = dft(*begin, "evaluation.few_shot=3", "evaluation.validation_every=7", "seed=9")
+    assert refused.returncode == 2
+    assert "seed: 0 in the run directory, 9 now" in refused.stderr
+    assert "evaluation.validation_every: null in the run directory, 7 now" in refused.stderr
+    assert "few_shot" not in refused.stderr
+    judged = load_resolved(tmp_path / "lora" / "config.json").evaluation
+    assert (judged.few_shot, judged.general) == (1, ())
+
+
+def test_the_demo_ends_with_commands_that_work_where_there_is_no_best(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDirectory(tmp_path / "my runs" / "demo")
+    run.path.mkdir(parents=True)
+    conclude(run, 1.0)
+    shown = capsys.readouterr().out
+    assert f"dft chat '{run.path}' --checkpoint latest\n" in shown
+    assert f"tensorboard --logdir '{run.tensorboard}'\n" in shown
+
+
+def test_smoke_ends_with_the_command_that_it_tried(folder: Path) -> None:
+    loaded = load(folder / "run.yaml", ["optim.epochs=1", "data.train=[more.csv]"])
+    assert start_command(loaded, 2) == f"dft train {folder}/run.yaml optim.epochs=1 'data.train=[more.csv]' --nproc 2"
+    assert start_command(load(folder / "run.yaml"), 1) == f"dft train {folder}/run.yaml"
 
 
 # --- exit codes ----------------------------------------------------------------------------------------------------

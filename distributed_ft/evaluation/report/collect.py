@@ -4,14 +4,22 @@ import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from distributed_ft.artifacts import Checkpoint, RunDirectory, read_json, read_json_lines, step_name
 from distributed_ft.errors import CheckpointError
-from distributed_ft.evaluation.report.evidence import CheckpointScores, Curves, Evidence, Forgetting, Missing, Training
+from distributed_ft.evaluation.report.evidence import (
+    CheckpointScores,
+    Curves,
+    Evidence,
+    Files,
+    Missing,
+    Training,
+)
 from distributed_ft.evaluation.report.samples import side_by_side
 from distributed_ft.evaluation.report.scores import Scores
-from distributed_ft.evaluation.verdict import judged_step
+from distributed_ft.evaluation.task import CutOff
+from distributed_ft.evaluation.verdict import inside_budget, judged_step
 
 DEFAULT_BUDGET = 0.05  # as in config/schema.py, for a run directory without config.json
 
@@ -31,11 +39,16 @@ def collect(path: Path) -> Evidence:
     records = read_json_lines(run.metrics)
     curves = _curves(records)
     summary = _read(run.evaluation / "summary.json")
-    checkpoints = _checkpoints(run, scores, summary, curves)
+    checkpoints = _checkpoints(run, scores, curves)
     best = _best(run, summary, checkpoints, budget)
     step = judged_step(checkpoints, best, budget)
     model = None if step is None else step_name(step)
     tasks, general = scores.tasks("task"), scores.tasks("general")
+    no_prompt = _no_prompt(summary)
+    chosen = _at(summary, "selection", "best_step")
+    unselected = (
+        best is None and any(c.task for c in checkpoints) and ("selection" not in summary or chosen is not None)
+    )
     return Evidence(
         name=str(config.get("name", path.resolve().name)),
         path=str(path),
@@ -44,6 +57,7 @@ def collect(path: Path) -> Evidence:
         data=_read(run.data / "report.json"),
         budget=budget,
         few_shot_examples=_examples(config, summary),
+        no_prompt=no_prompt,
         tasks=tuple(c for c in (scores.compare([task], model) for task in tasks) if c is not None),
         task=scores.compare(tasks, model),
         general=scores.compare(general, model),
@@ -56,15 +70,12 @@ def collect(path: Path) -> Evidence:
         curves=curves,
         training=_training(records),
         evaluation_seconds=scores.seconds(),
-        missing=_missing(
-            path, config, checkpoints, scores, curves, selected="selection" in summary or best is not None
-        ),
+        cut_off=_cut_off(summary),
+        missing=_missing(path, config, checkpoints, scores, curves, unselected=unselected, no_prompt=no_prompt),
     )
 
 
-def _checkpoints(
-    run: RunDirectory, scores: Scores, summary: dict[str, Any], curves: Curves
-) -> tuple[CheckpointScores, ...]:
+def _checkpoints(run: RunDirectory, scores: Scores, curves: Curves) -> tuple[CheckpointScores, ...]:
     """Those on disk and those that were evaluated before `checkpoint.keep` removed them, oldest first."""
     on_disk = {checkpoint.step: checkpoint for checkpoint in run.all_checkpoints()}
     evaluated = {int(model.removeprefix("step-")) for model in scores.models() if model.startswith("step-")}
@@ -82,14 +93,14 @@ def _checkpoints(
                 versus_base=task.versus_base if task else None,
                 versus_few_shot=task.versus_few_shot if task else None,
                 general=general.tuned if general else None,
-                forgetting=_forgetting(_at(summary, "forgetting", str(step))) or scores.forgotten(model),
+                forgetting=scores.forgotten(model),
                 validation_loss=validation.get(step),
             )
         )
     return tuple(rows)
 
 
-def _files(checkpoint: Checkpoint | None) -> Literal["complete", "damaged", "removed"]:
+def _files(checkpoint: Checkpoint | None) -> Files:
     """By manifest and sizes; hashing gigabytes is for those who load them."""
     if checkpoint is None:
         return "removed"
@@ -101,28 +112,18 @@ def _files(checkpoint: Checkpoint | None) -> Literal["complete", "damaged", "rem
     return "complete" if all(p.is_file() and p.stat().st_size == size for p, size in paths.items()) else "damaged"
 
 
-def _forgetting(stored: dict[str, Any] | None) -> Forgetting | None:
-    keys = ("rate", "low", "high", "mean_drop", "drop_low", "drop_high")
-    if not stored or any(_number(stored.get(key)) is None for key in keys):
-        return None
-    rate, low, high, mean_drop, drop_low, drop_high = (float(stored[key]) for key in keys)
-    known = _number(stored.get("of_known"))
-    return Forgetting(rate, low, high, known, mean_drop, drop_low, drop_high, int(stored.get("n", 0)))
-
-
 def _best(
     run: RunDirectory, summary: dict[str, Any], checkpoints: Sequence[CheckpointScores], budget: float
 ) -> int | None:
-    """The step that the selection chose, or else that BEST names, if it was scored and is inside the budget."""
+    """The step that the selection chose, or else that BEST names, if it is whole, scored and inside the budget."""
     if isinstance(summary.get("selection"), dict):
         chosen = summary["selection"].get("best_step")
     else:
         name = run.best_file.read_text().strip() if run.best_file.exists() else ""
         chosen = next((row.step for row in checkpoints if step_name(row.step) == name), None)
     for row in checkpoints:
-        if row.step == chosen and row.task is not None:
-            inside = row.forgetting is None or row.forgetting.mean_drop <= budget + 1e-12  # not for rounding's sake
-            return row.step if inside else None
+        if row.step == chosen and row.task is not None and row.files == "complete" and inside_budget(row, budget):
+            return row.step
     return None
 
 
@@ -132,6 +133,16 @@ def _examples(config: dict[str, Any], summary: dict[str, Any]) -> int | None:
     used = {_at(entry, "used") for entry in by_task.values()} if isinstance(by_task, dict) else set()
     asked = used.pop() if len(used) == 1 else _at(config, "evaluation", "few_shot")
     return asked if isinstance(asked, int) else None
+
+
+def _no_prompt(summary: dict[str, Any]) -> str | None:
+    by_task = summary.get("few_shot")
+    entries = by_task.values() if isinstance(by_task, dict) else ()
+    return next((_text(_at(entry, "reason")) for entry in entries if _at(entry, "used") == 0), None)
+
+
+def _cut_off(summary: dict[str, Any]) -> dict[str, CutOff]:
+    return {task: CutOff(**counts) for task, counts in (summary.get("cut_off") or {}).items()}
 
 
 def _curves(records: Sequence[dict[str, Any]]) -> Curves:
@@ -192,7 +203,8 @@ def _missing(
     scores: Scores,
     curves: Curves,
     *,
-    selected: bool,
+    unselected: bool,
+    no_prompt: str | None,
 ) -> tuple[Missing, ...]:
     """In the order in which a user would go about it."""
     run = shlex.quote(str(path))
@@ -210,23 +222,23 @@ def _missing(
     if not checkpoints:
         absent.append(Missing("Checkpoints", train))
     if config and not evaluation.get("tasks"):
-        absent.append(Missing("A held-out task to score", f"evaluation.tasks in run.yaml, then {evaluate}"))
+        absent.append(
+            Missing("A held-out task to score", f"{evaluate} 'evaluation.tasks=[{{name: NAME, path: FILE}}]'")
+        )
     elif not tasks or "base" not in models:
         absent.append(Missing("Scores on the task" if not tasks else "The base model's scores", evaluate))
     elif unscored:
         absent.append(Missing(f"Scores of step {', '.join(str(s) for s in unscored)}", evaluate))
-    if not unscored and not selected and any(c.task for c in checkpoints):
+    if not unscored and unselected:
         absent.append(Missing("The selected checkpoint (evaluation/summary.json)", evaluate))
     if config and not evaluation.get("general"):
-        absent.append(Missing("What it forgot", f"evaluation.general: [shipped] in run.yaml, then {evaluate}"))
+        absent.append(Missing("What it forgot", f"{evaluate} 'evaluation.general=[shipped]'"))
     elif tasks and not scores.tasks("general"):
         absent.append(Missing("Scores on the general suite", evaluate))
     if config and evaluation.get("few_shot") == 0:
-        absent.append(
-            Missing("A few-shot prompt to compare with", f"evaluation.few_shot: 4 in run.yaml, then {evaluate}")
-        )
+        absent.append(Missing("A few-shot prompt to compare with", f"{evaluate} evaluation.few_shot=4"))
     elif tasks and "few-shot" not in models:
-        absent.append(Missing("The few-shot prompt's scores", evaluate))
+        absent.append(Missing("The few-shot prompt's scores", no_prompt or evaluate))
     return tuple(absent)
 
 

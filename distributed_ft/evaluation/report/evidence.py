@@ -6,6 +6,10 @@ Scores and rates are shares in [0, 1]; `low` and `high` bound 95% intervals; los
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from distributed_ft.evaluation.task import CutOff
+
+Files = Literal["complete", "damaged", "removed"]
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -41,6 +45,8 @@ class Forgetting:
     drop_low: float
     drop_high: float
     n: int
+    known: int  # items that the base had right
+    before: float  # mean score of the base: no drop can be larger
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ class CheckpointScores:
     """One checkpoint. Task figures are means over the tasks when there are several."""
 
     step: int
-    files: Literal["complete", "damaged", "removed"]
+    files: Files
     task: Estimate | None = None
     versus_base: Difference | None = None
     versus_few_shot: Difference | None = None
@@ -161,6 +167,7 @@ class Evidence:
     data: dict[str, Any]
     budget: float  # largest mean drop on the general suite that a shipped checkpoint may have
     few_shot_examples: int | None
+    no_prompt: str | None  # why there is no few-shot prompt, where one was asked for and cannot be
     tasks: tuple[TaskComparison, ...]
     task: TaskComparison | None  # the only task, or the mean over the tasks
     general: TaskComparison | None  # the same comparison on the general suite
@@ -173,6 +180,7 @@ class Evidence:
     curves: Curves
     training: Training
     evaluation_seconds: float
+    cut_off: dict[str, CutOff]  # by task
     missing: tuple[Missing, ...]
 
     @property

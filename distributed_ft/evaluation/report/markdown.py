@@ -18,6 +18,7 @@ from distributed_ft.evaluation.verdict import (
     Verdict,
     bare_points,
     fixed_percent,
+    inside_budget,
     interval,
     is_catastrophic,
     points,
@@ -133,7 +134,7 @@ def _checkpoint_row(row: CheckpointScores, evidence: Evidence) -> tuple[str, ...
     notes = ["best" if row.step == evidence.best_step else ""]
     if is_catastrophic(lost, evidence.budget):
         notes.append("catastrophic forgetting")
-    elif lost and lost.mean_drop > evidence.budget:
+    elif not inside_budget(row, evidence.budget):
         notes.append("over budget")
     notes.append("" if row.files == "complete" else f"files {row.files}")
     notes.append("" if task else "not evaluated")

@@ -27,13 +27,32 @@ def _of_one_question(results: dict[tuple[str, str], TaskResult]) -> dict[tuple[s
     }
 
 
+def _of_these_checkpoints(
+    run: RunDirectory, results: dict[tuple[str, str], TaskResult]
+) -> dict[tuple[str, str], TaskResult]:
+    """Without the scores of checkpoints that were trained anew since. What is removed or damaged keeps its scores."""
+    there = {checkpoint.name: checkpoint for checkpoint in run.all_checkpoints()}
+
+    def stale(result: TaskResult) -> bool:
+        checkpoint, base = there.get(result.model), results.get((BASE, result.task))
+        if checkpoint is None or base is None:
+            return False
+        try:
+            return checkpoint.answers_digest(base.model_digest) != result.model_digest
+        except CheckpointError:
+            return False
+
+    return {key: result for key, result in results.items() if not stale(result)}
+
+
 class Scores:
     """The results and samples on disk, read once."""
 
     def __init__(self, run: RunDirectory) -> None:
         self._run = run
         try:
-            self._results = _of_one_question({(r.model, r.task): r for r in run.task_results()})
+            results = _of_one_question({(r.model, r.task): r for r in run.task_results()})
+            self._results = _of_these_checkpoints(run, results)
         except (ValidationError, TypeError) as error:
             raise CheckpointError(f"{run.evaluation}: a result.json that is none ({error}); evaluate again") from None
         self._samples: dict[tuple[str, str], list[Sample]] = {}
@@ -88,13 +107,28 @@ class Scores:
 
     def forgotten(self, model: str) -> Forgetting | None:
         """Against base, over the items of the general suites that both answered; None if there are none."""
-        both = [pair for task in self.tasks("general") for pair in self.paired(BASE, task, model)]
-        if not both:
+        suites = []
+        for task in self.tasks("general"):
+            both = self.paired(BASE, task, model)
+            result = self.result(BASE, task)
+            if both and result is not None:
+                before, after = [b.score for b, _ in both], [a.score for _, a in both]
+                suites.append(forgetting.Suite(before, after, [None] * len(both), result.chance))
+        if not suites:
             return None
-        lost = forgetting.forgetting([b.score for b, _ in both], [a.score for _, a in both], [a.group for _, a in both])
-        of_known = lost.of_known if lost.known else None
-        rate = (lost.rate, lost.low, lost.high, of_known)
-        return Forgetting(*rate, lost.mean_drop, lost.drop_low, lost.drop_high, lost.n)
+        lost = forgetting.forgetting(suites)
+        return Forgetting(
+            rate=lost.rate,
+            low=lost.low,
+            high=lost.high,
+            of_known=lost.of_known if lost.known else None,
+            mean_drop=lost.mean_drop,
+            drop_low=lost.drop_low,
+            drop_high=lost.drop_high,
+            n=lost.n,
+            known=lost.known,
+            before=lost.before,
+        )
 
     def skills(self, model: str | None) -> tuple[Skill, ...]:
         """Base against `model` by group of the general suites, over the items both answered; most lost first."""
@@ -136,16 +170,14 @@ def difference(strata: Sequence[Sequence[tuple[Sample, Sample]]]) -> Difference 
     """After minus before, each task counting the same; None if a task has no items in common.
 
     The smallest detectable difference is 2.8 standard errors (two-sided 5%, power 80%: 1.96 + 0.84; Miller 2024,
-    arXiv:2411.00640, section 5), and at least four items: with fewer that differ no bootstrap interval excludes 0.
+    arXiv:2411.00640, section 5), and at least five items: with fewer that differ the interval contains 0.
     """
     if not strata or not all(strata):
         return None
-    gains = [[after.score - before.score for before, after in stratum] for stratum in strata]
-    low, high = stats.bootstrap(gains)
-    means = [stats.mean(gain) for gain in gains]
-    stderr = math.sqrt(sum(m.stderr**2 for m in means)) / len(means)
-    n = sum(m.n for m in means)
-    return Difference(sum(m.value for m in means) / len(means), low, high, n, min(1.0, max(2.8 * stderr, 4 / n)))
+    sides = [([b.score for b, _ in stratum], [a.score for _, a in stratum]) for stratum in strata]
+    low, high = stats.paired_interval(sides)
+    gain = stats.mean_of([stats.mean([a - b for b, a in zip(before, after, strict=True)]) for before, after in sides])
+    return Difference(gain.value, low, high, gain.n, min(1.0, max(2.8 * gain.stderr, 5 / gain.n)))
 
 
 def mean_estimate(estimates: Sequence[Estimate | None]) -> Estimate | None:

@@ -42,6 +42,7 @@ def write(run_dir: Path) -> Report:
         few_shot=task.few_shot if task else None,
         budget=evidence.budget,
         examples=evidence.few_shot_examples,
+        no_prompt=evidence.no_prompt,
         task=task.name if task else "the task",
     )
     findings = diagnose(evidence)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from distributed_ft.config.checks import ASSETS
-from distributed_ft.config.load import differences, load, load_resolved, resolved_json
+from distributed_ft.config.load import differences, load, load_resolved, resolved_json, with_evaluation
 from distributed_ft.config.schema import DataConfig, LoraMethod, ModelConfig, RunConfig, Source
 from distributed_ft.errors import CheckpointError, ConfigError
 
@@ -348,6 +348,54 @@ def test_two_configs_differ_in_the_fields_that_are_named() -> None:
         "strategy.cpu_offload: nothing in the run directory, false now",
         "strategy.reshard_after_forward: nothing in the run directory, true now",
     ]
+
+
+def test_how_a_run_is_judged_does_not_make_it_another() -> None:
+    judged = {
+        "few_shot": 0,
+        "general": (),
+        "select": {"forgetting_budget": 0.2},
+        "tasks": ({"name": "t", "path": "t"},),
+    }
+    assert differences(_config(), _config(evaluation=judged)) == []
+    assert differences(_config(), _config(evaluation={"validation_every": 5})) == [
+        "evaluation.validation_every: null in the run directory, 5 now"
+    ]
+
+
+def test_a_run_directory_may_be_judged_by_other_settings(
+    folder: Path, run_yaml: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load(run_yaml("MINIMAL\n")).config
+    path = folder / "config.json"
+    path.write_text(resolved_json(config))
+    (folder / "train.jsonl").unlink()  # of no concern here
+    monkeypatch.chdir(folder)
+    (folder / "mine.jsonl").write_text("{}\n")
+    changed = with_evaluation(path, ["evaluation.general=[shipped, mine.jsonl]", "evaluation.few_shot=2"])
+    assert changed.evaluation.general == ("shipped", str(folder / "mine.jsonl"))
+    assert changed.evaluation.few_shot == 2
+    assert changed.model_copy(update={"evaluation": config.evaluation}) == config
+    assert RunConfig.model_validate_json(resolved_json(changed)) == changed
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("optim.lr=1e-3", r"^optim\.lr: belongs to the training"),
+        ("evaluation.validation_every=5", "belongs to the training"),
+        ("evaluation={few_shot: 2}", "belongs to the training"),
+        ("evaluation.few_shots=2", r"^evaluation\.few_shots: unknown key; did you mean 'few_shot'\?"),
+        ("evaluation.few_shot=-1", r"^evaluation\.few_shot: -1 must be"),
+        ("evaluation.general=[gone.jsonl]", r"^evaluation\.general\[0\]: .*gone\.jsonl: no such file"),
+        ("few_shot", "an override is key=value"),
+    ],
+)
+def test_a_wrong_setting_of_the_evaluation_is_refused(folder: Path, run_yaml: Write, setting: str, says: str) -> None:
+    path = folder / "config.json"
+    path.write_text(resolved_json(load(run_yaml("MINIMAL\n")).config))
+    with pytest.raises(ConfigError, match=says):
+        with_evaluation(path, [setting])
 
 
 def test_a_run_directory_may_move() -> None:

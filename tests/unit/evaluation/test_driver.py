@@ -1,19 +1,25 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from distributed_ft.artifacts import RunDirectory, TaskResult
 from distributed_ft.errors import CheckpointError, ConfigError, DataError
+from distributed_ft.evaluation import driver, scoring
 from distributed_ft.evaluation.__main__ import main
 from distributed_ft.evaluation.driver import evaluate
+from distributed_ft.evaluation.summary import Summary, summarise
 
 MakeRun = Callable[..., RunDirectory]
 
@@ -118,8 +124,6 @@ def test_what_is_scored_is_not_scored_again_unless_model_or_question_changed(
 def test_scores_of_a_checkpoint_that_was_trained_anew_are_not_believed(
     make_run: MakeRun, adapters: dict[str, Path]
 ) -> None:
-    import shutil
-
     from distributed_ft.artifacts import publish, staging
 
     run = make_run({10: adapters["untrained"]})
@@ -233,6 +237,119 @@ def test_tensorboard_has_every_score_once_at_its_step(make_run: MakeRun, adapter
     rates = dict(logged["eval/forgetting/rate"])
     assert rates[0] == rates[20] == 0 < rates[10]
     assert dict(logged["eval/forgetting/mean_drop"])[10] > 0
+
+
+def test_scores_of_other_checkpoints_stay_in_tensorboard_also_of_removed_ones(
+    make_run: MakeRun, adapters: dict[str, Path]
+) -> None:
+    run = make_run({10: adapters["forgot"], 20: adapters["kept"], 30: adapters["kept"]})
+    evaluate(run.path)
+    shutil.rmtree(run.checkpoints / "step-00000010")
+    evaluate(run.path, "latest")
+    logged = scalars(run)
+    assert logged["eval/people/json_fields"] == [(0, 0), (10, 1), (20, 1), (30, 1)]
+    assert dict(logged["eval/forgetting/mean_drop"])[10] > 0
+    assert set(summary(run)["forgetting"]) == {"20", "30"}  # what is gone cannot be chosen
+    config = json.loads(run.config.read_text())
+    config["evaluation"]["tasks"][0]["max_new_tokens"] = 23
+    run.config.write_text(json.dumps(config))
+    evaluate(run.path, "latest")  # another question: the old answers to it do not count
+    assert scalars(run)["eval/people/json_fields"] == [(0, 0), (30, 1)]
+
+
+def _removing(run: RunDirectory, removed: str, when: str) -> Callable[..., object]:
+    """As `scoring.score`, but the checkpoint `removed` goes away, as by the trainer, when the model `when` is asked."""
+
+    def score(*args: Any, **kwargs: Any) -> object:
+        if args[2].name == when:
+            shutil.rmtree(run.checkpoints / removed, ignore_errors=True)
+        return scoring.score(*args, **kwargs)
+
+    return score
+
+
+@pytest.mark.parametrize("when", ["base", "step-00000020", "step-00000030"])
+def test_a_checkpoint_that_is_removed_meanwhile_stops_nothing_and_is_never_best(
+    make_run: MakeRun,
+    adapters: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    when: str,
+) -> None:
+    run = make_run({10: adapters["untrained"], 20: adapters["kept"], 30: adapters["kept"]})
+    monkeypatch.setattr(driver, "score", _removing(run, "step-00000020", when))
+    evaluate(run.path)
+    assert run.best_file.read_text() == "step-00000030\n"
+    assert set(summary(run)["forgetting"]) == {"10", "30"}
+    assert ("step-00000020: removed meanwhile" in capsys.readouterr().err) == (when == "base")
+
+
+def test_one_removed_between_selection_and_pointer_is_not_best(
+    make_run: MakeRun, adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run({10: adapters["untrained"], 20: adapters["kept"], 30: adapters["kept"]})
+
+    def summarise_while_it_goes(*args: Any) -> Summary:
+        found = summarise(*args)
+        shutil.rmtree(run.checkpoints / "step-00000020", ignore_errors=True)
+        return found
+
+    monkeypatch.setattr(driver, "summarise", summarise_while_it_goes)
+    evaluate(run.path)
+    assert run.best_file.read_text() == "step-00000030\n"
+    assert summary(run)["selection"]["best_step"] == 30
+
+
+def test_a_checkpoint_whose_numbers_are_not_finite_is_named_and_the_others_are_judged(
+    make_run: MakeRun, adapters: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(adapters["kept"], tmp_path / "broken")
+    file = tmp_path / "broken" / "adapter_model.safetensors"
+    save_file({name: torch.full_like(tensor, float("nan")) for name, tensor in load_file(file).items()}, file)
+    run = make_run({10: tmp_path / "broken", 20: adapters["kept"]})
+    assert main([str(run.path)]) == 2
+    assert run.best_file.read_text() == "step-00000020\n"
+    assert "eval/people/json_fields" in scalars(run)
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("dft: error: step-00000010, people, item 'Ann': logits are not finite")
+
+
+def test_references_that_no_answer_can_reach_are_told(
+    make_run: MakeRun, adapters: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run({10: adapters["kept"]})
+    evaluate(run.path)
+    assert "references need" not in capsys.readouterr().err
+    assert summary(run)["cut_off"] == {}
+    longest = max(len(s.reference) for s in run.samples("base", "people"))
+    config = json.loads(run.config.read_text())
+    config["evaluation"]["tasks"][0]["max_new_tokens"] = 8
+    run.config.write_text(json.dumps(config))
+    evaluate(run.path)
+    counts = summary(run)["cut_off"]["people"]
+    assert 8 < counts["longest"] <= longest
+    assert (counts["references"], counts["of"], counts["max_new_tokens"]) == (6, 6, 8)
+    told = f"people: 6 of 6 references need up to {counts['longest']} tokens, max_new_tokens is 8"
+    assert told in capsys.readouterr().err
+    config["evaluation"]["tasks"][0]["max_new_tokens"] = counts["longest"]
+    run.config.write_text(json.dumps(config))
+    evaluate(run.path)  # just enough
+    assert results(run)["step-00000010", "people"].score == 1
+    assert summary(run)["cut_off"] == {}
+
+
+def test_suites_count_the_same_in_the_mean_drop_that_selects(
+    make_run: MakeRun, adapters: dict[str, Path], files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run({10: adapters["kept"]}, general=[str(files / f"{name}.jsonl") for name in ("skills", "practice")])
+    evaluate(run.path)
+    scored = results(run)
+    drops = [scored["base", s].score - scored["step-00000010", s].score for s in ("skills", "practice")]
+    assert drops[0] != drops[1]
+    assert summary(run)["selection"]["candidates"][0]["mean_drop"] == pytest.approx(sum(drops) / 2)
+    mean = sum(scored["step-00000010", s].score for s in ("skills", "practice")) / 2
+    assert dict(scalars(run)["eval/general/score"])[10] == pytest.approx(mean)
+    assert f"{mean:.3f} ± " in capsys.readouterr().out.splitlines()[4]
 
 
 def test_without_the_tracker_there_is_no_tensorboard(make_run: MakeRun, adapters: dict[str, Path]) -> None:

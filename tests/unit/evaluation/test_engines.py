@@ -6,7 +6,15 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from distributed_ft.data.chat import render_prompt
 from distributed_ft.data.sources import Message, read_examples
@@ -236,6 +244,23 @@ def test_an_answer_ends_at_the_edge_of_the_context(engine: TransformersEngine) -
     assert 0 < room < 16
     unbounded, bounded = engine.generate([ask(text, limit=500), ask(text, limit=room)])
     assert unbounded == bounded
+
+
+def test_learned_positions_end_at_the_context_for_rows_that_are_done_too(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    torch.manual_seed(0)
+    sizes = {"n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 2}
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), bos_token_id=None, eos_token_id=0, **sizes)).eval()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    engine = TransformersEngine(str(tmp_path), "fp32", batch_size=2)
+    engine.use(None)
+    long, short = ask("q" * 35, limit=100), ask("q", limit=40)
+    room = 64 - len(engine.prompt(long.messages))
+    assert 0 < room < 20  # the long one ends at the edge while the short one goes on
+    expected = [plain_generate(model, tokenizer, request) for request in (ask("q" * 35, limit=room), short)]
+    assert engine.generate([long, short]) == expected
 
 
 def test_bf16_answers_have_batch_and_order_of_the_requests(base: Path, files: Path) -> None:

@@ -1,3 +1,4 @@
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -38,6 +39,13 @@ def test_rows_without_groups_are_chosen_too() -> None:
 def test_what_a_held_out_item_asks_is_never_shown() -> None:
     held_out = [example(i, system="Be brief.") for i in range(28)]
     assert {e.id for e in choose(TRAIN, 4, seed=0, held_out=held_out)} == {"e28", "e29"}
+
+
+def test_many_rows_of_many_groups_are_no_trouble() -> None:
+    train = [example(i, group=f"group {i % 15_000}") for i in range(30_000)]
+    began = time.perf_counter()
+    assert len({e.group for e in choose(train, 8, seed=0, held_out=())}) == 8
+    assert time.perf_counter() - began < 10  # looking every row up in a list took minutes
 
 
 def test_equal_rows_are_shown_once() -> None:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from distributed_ft.evaluation.forgetting import forgetting
+from distributed_ft.evaluation.forgetting import Suite, forgetting
 
 # eight items: kept, kept, kept, lost, lost, won, wrong, wrong
 BEFORE = [1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0]
@@ -11,7 +11,7 @@ GROUPS = ["a", "a", "b", "b", "b", "c", "c", None]
 
 
 def test_rate_counts_items_right_before_and_wrong_after() -> None:
-    result = forgetting(BEFORE, AFTER, GROUPS)
+    result = forgetting([Suite(BEFORE, AFTER, GROUPS)])
     assert result.rate == pytest.approx(2 / 8)
     assert result.of_known == pytest.approx(2 / 5)
     assert result.mean_drop == pytest.approx(1 / 8)  # one was won, so an average hides half of the loss
@@ -19,34 +19,47 @@ def test_rate_counts_items_right_before_and_wrong_after() -> None:
 
 
 def test_intervals_bracket_the_rates() -> None:
-    result = forgetting(BEFORE * 20, AFTER * 20, GROUPS * 20)
+    result = forgetting([Suite(BEFORE * 20, AFTER * 20, GROUPS * 20)])
     assert result.low < result.rate < result.high
     assert result.of_known_low < result.of_known < result.of_known_high
     assert result.drop_low < result.mean_drop < result.drop_high
 
 
-def test_rate_interval_is_scipys_bootstrap() -> None:
-    result = forgetting(BEFORE * 20, AFTER * 20, GROUPS * 20)
-    lost = np.array(BEFORE * 20) * (1 - np.array(AFTER * 20))
-    expected = scipy_stats.bootstrap(
-        (lost,), np.mean, method="percentile", n_resamples=20_000, rng=np.random.default_rng(0)
-    ).confidence_interval
-    assert (result.low, result.high) == pytest.approx((expected.low, expected.high), abs=0.01)
+def test_rate_intervals_are_wilsons() -> None:
+    result = forgetting([Suite(BEFORE * 20, AFTER * 20, GROUPS * 20)])
+    of_all = scipy_stats.binomtest(40, 160).proportion_ci(method="wilson")
+    of_known = scipy_stats.binomtest(40, 100).proportion_ci(method="wilson")
+    assert (result.low, result.high) == pytest.approx((of_all.low, of_all.high))
+    assert (result.of_known_low, result.of_known_high) == pytest.approx((of_known.low, of_known.high))
 
 
-def test_an_unchanged_model_forgot_nothing() -> None:
-    result = forgetting(BEFORE, BEFORE, GROUPS)
-    assert (result.rate, result.low, result.high, result.mean_drop, result.drop_low, result.drop_high) == (0,) * 6
+def test_an_unchanged_model_forgot_nothing_as_far_as_so_few_items_can_tell() -> None:
+    few, many = (forgetting([Suite(BEFORE * k, BEFORE * k, GROUPS * k)]) for k in (1, 100))
+    for result in (few, many):
+        assert (result.rate, result.low, result.mean_drop) == (0, 0, 0)
+        assert result.drop_low < 0 < result.drop_high
+    assert few.high > 0.3 > 0.005 > many.high > 0
+    assert many.drop_high < few.drop_high / 5
+
+
+def test_suites_count_the_same_in_the_mean_drop_whatever_their_size() -> None:
+    large, small = Suite([1.0] * 400, [1.0] * 400, [None] * 400), Suite([1.0] * 20, [0.0] * 16 + [1.0] * 4, [None] * 20)
+    result = forgetting([large, small])
+    assert result.mean_drop == pytest.approx(0.8 / 2)
+    assert result.rate == pytest.approx(16 / 420)  # of all items
+    assert (result.n, result.known, result.before) == (420, 420, 1)
+    assert result.drop_low == pytest.approx(0.4 - (0.8 - forgetting([small]).drop_low) / 2, abs=0.002)
 
 
 def test_a_base_that_knows_nothing_has_nothing_to_forget() -> None:
-    result = forgetting([0.0] * 4, [1.0, 0.0, 0.0, 0.0], ["a"] * 4)
-    assert (result.rate, result.of_known, result.known) == (0.0, 0.0, 0)
+    result = forgetting([Suite([0.0] * 4, [1.0, 0.0, 0.0, 0.0], ["a"] * 4)])
+    assert (result.rate, result.of_known, result.known, result.before) == (0.0, 0.0, 0, 0.0)
+    assert (result.of_known_low, result.of_known_high) == (0, 1)
     assert result.mean_drop == -0.25
 
 
 def test_by_group_names_the_skill_that_was_lost() -> None:
-    groups = forgetting(BEFORE, AFTER, GROUPS).by_group
+    groups = forgetting([Suite(BEFORE, AFTER, GROUPS)]).by_group
     assert list(groups) == ["a", "b", "c"]
     assert (groups["b"].before, groups["b"].rate, groups["b"].n) == (1.0, pytest.approx(2 / 3), 3)
     assert groups["b"].after == pytest.approx(1 / 3)
@@ -63,9 +76,14 @@ def test_chance_correction_finds_what_was_forgotten_among_guesses(choices: int, 
     before, after = (
         np.where(known, 1, rng.random(n) < 1 / choices).astype(float).tolist() for known in (known_before, known_after)
     )
-    uncorrected = forgetting(before, after, [None] * n)
-    corrected = forgetting(before, after, [None] * n, chance=1 / choices)
+    uncorrected = forgetting([Suite(before, after, [None] * n)])
+    corrected = forgetting([Suite(before, after, [None] * n, chance=1 / choices)])
     assert abs(uncorrected.rate - forgets) > 0.015
     assert corrected.rate == pytest.approx(forgets, abs=0.01)
     assert corrected.of_known == pytest.approx(forgets / knows, abs=0.03)
     assert corrected.low <= corrected.rate <= corrected.high
+    halves = [
+        Suite(x[0], x[1], [None] * (n // 2), 1 / choices)
+        for x in ((before[::2], after[::2]), (before[1::2], after[1::2]))
+    ]
+    assert forgetting(halves).rate == pytest.approx(corrected.rate, abs=0.002)

@@ -2,7 +2,15 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from distributed_ft.evaluation.stats import bootstrap, mcnemar, mean, paired_difference, wilson
+from distributed_ft.evaluation.stats import (
+    bootstrap,
+    mcnemar,
+    mean,
+    newcombe,
+    paired_difference,
+    paired_interval,
+    wilson,
+)
 
 RNG = np.random.default_rng(7)
 
@@ -38,19 +46,62 @@ def test_bootstrap_interval_is_scipys(values: np.ndarray) -> None:
     expected = scipy_stats.bootstrap(
         (values,), np.mean, method="percentile", n_resamples=20_000, rng=np.random.default_rng(0)
     ).confidence_interval
-    assert bootstrap([values]) == pytest.approx((expected.low, expected.high), abs=0.015)
+    assert bootstrap(values) == pytest.approx((expected.low, expected.high), abs=0.015)
 
 
-def test_bootstrap_gives_every_task_the_same_weight() -> None:
-    many_zeros, few_ones = np.zeros(1000), np.ones(10)
-    assert bootstrap([many_zeros, few_ones]) == pytest.approx((0.5, 0.5))
+def pairs(kept: int, won: int, lost: int, wrong: int) -> tuple[list[int], list[int]]:
+    """Scores before and after, of so many items that were right or wrong."""
+    return [1] * kept + [0] * won + [1] * lost + [0] * wrong, [1] * kept + [1] * won + [0] * lost + [0] * wrong
+
+
+@pytest.mark.parametrize(
+    ("table", "low", "high"),
+    [
+        ((36, 12, 2, 0), 0.0569, 0.3404),  # Newcombe 1998, table III, method 10
+        ((59, 6, 16, 80), -0.1186, -0.0046),  # Cavo et al. 2012; Fagerland, Lydersen and Laake 2017, chapter 8
+    ],
+)
+def test_newcombes_interval_is_that_of_the_published_examples(
+    table: tuple[int, int, int, int], low: float, high: float
+) -> None:
+    assert newcombe(*pairs(*table)) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_newcombes_interval_covers_the_truth_19_times_in_20() -> None:
+    rng = np.random.default_rng(3)
+    covered = 0
+    for _ in range(1000):
+        low, high = newcombe(*pairs(*rng.multinomial(200, [0.85, 0.08, 0.02, 0.05])))
+        covered += low <= 0.06 <= high
+    assert covered / 1000 == pytest.approx(0.95, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(0.0, 0.0), (1.0, 1.0), (0.0, 1.0), (1.0, 0.0), (0.5, 0.5), (0.25, 1.0), (1.0, 0.9)]
+)
+def test_items_that_are_all_alike_leave_the_more_doubt_the_fewer_they_are(before: float, after: float) -> None:
+    widths = []
+    for n in (1, 6, 200):
+        low, high = paired_interval([([before] * n, [after] * n)])
+        assert low <= after - before <= high
+        widths.append(high - low)
+    assert widths[0] > widths[1] > 0.3 > 0.05 > widths[2] > 0.01  # at 200, about the 3 / n of the rule of three
+    two_tasks = paired_interval([([before] * 6, [after] * 6)] * 2)
+    assert two_tasks[1] - two_tasks[0] == pytest.approx(widths[1] / 2**0.5)
+
+
+def test_every_task_has_the_same_weight_in_an_interval() -> None:
+    many_lost, few_won = ([1.0] * 1000, [0.0] * 1000), ([0.0] * 10, [1.0] * 10)
+    low, high = paired_interval([many_lost, few_won])
+    assert low == pytest.approx((paired_interval([few_won])[0] - 1) / 2, abs=0.001)
+    assert high == pytest.approx(0, abs=0.005)
 
 
 def test_bootstrap_interval_covers_the_truth_19_times_in_20() -> None:
     rng = np.random.default_rng(3)
     covered = 0
     for trial in range(400):
-        low, high = bootstrap([rng.binomial(1, 0.4, 150)], seed=trial, resamples=600)
+        low, high = bootstrap(rng.binomial(1, 0.4, 150), seed=trial, resamples=600)
         covered += low <= 0.4 <= high
     assert covered / 400 == pytest.approx(0.95, abs=0.03)
 

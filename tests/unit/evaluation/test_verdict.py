@@ -12,6 +12,7 @@ from distributed_ft.evaluation.report.evidence import (
     Difference,
     Estimate,
     Evidence,
+    Files,
     Forgetting,
     Skill,
     Training,
@@ -40,7 +41,9 @@ def gain(mean: float, half: float = 0.05) -> Difference:
 
 def lost(mean: float, half: float = 0.02, known: float | None = None) -> Forgetting:
     of_known = max(0.0, mean) if known is None else known
-    return Forgetting(of_known, of_known - half, of_known + half, of_known, mean, mean - half, mean + half, 400)
+    return Forgetting(
+        of_known, of_known - half, of_known + half, of_known, mean, mean - half, mean + half, 400, 380, 0.95
+    )
 
 
 def checkpoint(
@@ -57,7 +60,7 @@ def rule(*checkpoints: CheckpointScores, selected: int | None) -> Verdict:
     ("over_base", "over_prompt", "forgot", "kind", "words"),
     [
         (gain(0.8), gain(0.6), lost(0.01), "ship", "keeps its general skills"),
-        (gain(0.8), None, lost(0.01), "ship", "keeps its general skills"),
+        (gain(0.8), None, lost(0.01), "not_enough_evidence", "it was not compared with a few-shot prompt yet"),
         (gain(0.8), gain(0.6), None, "not_enough_evidence", "what it forgot was not measured"),
         (gain(0.02), gain(0.6), lost(0.01), "not_enough_evidence", "No difference from the base model could be shown"),
         (gain(-0.2), gain(-0.4), lost(0.01), "do_not_ship", "Training made it worse"),
@@ -77,7 +80,73 @@ def test_each_objection_gets_its_own_verdict(
     assert verdict.kind == kind
     assert words in verdict.headline
     assert verdict.best_step == selected
-    assert all(reason.holds for reason in verdict.reasons if kind == "ship" and over_prompt)
+    assert all(reason.holds for reason in verdict.reasons if kind == "ship")
+
+
+@pytest.mark.parametrize(("examples", "no_prompt"), [(0, None), (None, None), (4, "4 examples do not fit")])
+def test_a_prompt_that_was_not_wanted_or_cannot_be_is_no_objection(examples: int | None, no_prompt: str | None) -> None:
+    row = checkpoint(100, 0.9, gain(0.8), None, lost(0.01))
+    settings = {"base": estimate(0.1), "few_shot": None, "budget": BUDGET}
+    verdict = decide([row], 100, **settings, examples=examples, no_prompt=no_prompt)  # type: ignore[arg-type]
+    assert verdict.kind == "ship"
+    assert verdict.reasons[1].holds is None
+    assert (no_prompt or "evaluation.few_shot") in verdict.reasons[1].text
+
+
+@pytest.mark.parametrize(
+    ("known", "of", "drop"),
+    [(0, 400, 0.0), (4, 400, 0.01), (19, 19, 0.0), (40, 1000, 0.04)],
+    ids=["nothing", "almost nothing", "all of too few", "less than the budget lets go"],
+)
+def test_a_base_with_too_little_to_lose_says_nothing_about_forgetting(known: int, of: int, drop: float) -> None:
+    forgot = replace(lost(drop), n=of, known=known, before=known / of)
+    verdict = rule(checkpoint(100, 0.9, gain(0.8), gain(0.6), forgot), selected=100)
+    assert verdict.kind == "not_enough_evidence"
+    assert verdict.reasons[2].holds is None
+    assert all(f"{known} of {of} general items" in text for text in (verdict.headline, verdict.reasons[2].text))
+
+
+@pytest.mark.parametrize("over_base", [gain(0.95), gain(-0.95)])
+def test_on_a_handful_of_items_nothing_is_decided(over_base: Difference) -> None:
+    few = replace(over_base, n=19)
+    verdict = rule(checkpoint(100, 0.9, few, few, lost(0.01)), selected=100)
+    assert verdict.kind == "not_enough_evidence"
+    assert "Too few items to tell (19)" in verdict.headline
+    assert [reason.holds for reason in verdict.reasons] == [None, None, True]
+    enough = replace(over_base, n=20)
+    assert rule(checkpoint(100, 0.9, enough, enough, lost(0.01)), selected=100).kind != "not_enough_evidence"
+
+
+def test_before_the_selection_the_best_inside_the_budget_is_judged_not_one_outside() -> None:
+    rows = [
+        checkpoint(s, score, gain(score), gain(0.5), lost(d)) for s, score, d in ((50, 0.8, 0.02), (100, 0.85, 0.1))
+    ]
+    verdict = rule(*rows, selected=None)
+    assert verdict.kind == "not_enough_evidence"
+    assert verdict.headline.startswith("Step 50 scores 80%")
+    assert "the evaluation did not finish" in verdict.headline
+    assert not any("No checkpoint" in text for text in (verdict.headline, *(reason.text for reason in verdict.reasons)))
+    only_general = CheckpointScores(50, "complete", forgetting=lost(0.02))
+    verdict = rule(only_general, rows[1], selected=None)
+    assert (verdict.kind, "those inside it are not scored" in verdict.headline) == ("not_enough_evidence", True)
+    assert not any("No checkpoint" in reason.text for reason in verdict.reasons)
+
+
+@pytest.mark.parametrize("files", ["damaged", "removed"])
+def test_a_checkpoint_whose_files_are_not_there_is_not_shipped(files: Files) -> None:
+    gone = replace(checkpoint(100, 0.9, gain(0.8), gain(0.6), lost(0.0)), files=files)
+    verdict = rule(gone, selected=None)
+    assert (verdict.kind, f"its files are {files}" in verdict.headline) == ("not_enough_evidence", True)
+    whole = checkpoint(200, 0.8, gain(0.7), gain(0.5), lost(0.0))
+    assert judged_step([gone, whole], None, BUDGET) == 200
+
+
+def test_without_a_task_the_newest_measured_checkpoint_tells_what_was_forgotten() -> None:
+    rows = [CheckpointScores(s, "complete", forgetting=lost(d)) for s, d in ((100, 0.0), (200, 0.6))]
+    assert judged_step([*rows, CheckpointScores(300, "complete")], None, BUDGET) == 200
+    verdict = rule(*rows, selected=None)
+    assert verdict.headline == "No checkpoint has been evaluated on a task yet."
+    assert "Catastrophic forgetting: mean drop 60 points" in verdict.reasons[0].text
 
 
 def test_forgetting_is_catastrophic_only_beyond_doubt_and_from_one_in_five_on() -> None:
@@ -146,9 +215,10 @@ def evidence(
     """What `diagnose` looks at; the last checkpoint is the judged one."""
     return Evidence(
         name="run", path="runs/run", config={"optim": {"lr": 1e-3}, "method": {"rank": 16}}, environment={}, data={},
-        budget=BUDGET, few_shot_examples=4, tasks=(), task=None, general=None, checkpoints=checkpoints, best_step=None,
+        budget=BUDGET, few_shot_examples=4, no_prompt=None, tasks=(), task=None, general=None, checkpoints=checkpoints,
+        best_step=None,
         selection_reason=None, judged_step=checkpoints[-1].step if checkpoints else None, skills=skills, samples=(),
-        curves=curves, training=Training(), evaluation_seconds=0.0, missing=(),
+        curves=curves, training=Training(), evaluation_seconds=0.0, cut_off={}, missing=(),
     )  # fmt: skip
 
 
