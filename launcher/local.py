@@ -74,7 +74,9 @@ def evaluate(path: Path, checkpoints: str = "all", overrides: Sequence[str] = ()
     if not run.config.exists():
         raise CheckpointError(f"{path}: not a run directory (no config.json)")
     if overrides:
-        write_atomic(run.config, resolved_json(with_evaluation(run.config, overrides)))
+        config = with_evaluation(run.config, overrides)
+        check_tasks(config)
+        write_atomic(run.config, resolved_json(config))
     arguments = (str(path), "--checkpoints", checkpoints)
     process = Process((sys.executable, "-m", "distributed_ft.evaluation", *arguments), {})
     return run_plan(LaunchPlan((process,)), run, f"dft eval {path}")
