@@ -74,9 +74,7 @@ def evaluate(path: Path, checkpoints: str = "all", overrides: Sequence[str] = ()
     if not run.config.exists():
         raise CheckpointError(f"{path}: not a run directory (no config.json)")
     if overrides:
-        config = with_evaluation(run.config, overrides)
-        check_tasks(config)
-        write_atomic(run.config, resolved_json(config))
+        write_atomic(run.config, resolved_json(with_evaluation(run.config, overrides)))
     arguments = (str(path), "--checkpoints", checkpoints)
     process = Process((sys.executable, "-m", "distributed_ft.evaluation", *arguments), {})
     return run_plan(LaunchPlan((process,)), run, f"dft eval {path}")
@@ -164,7 +162,8 @@ def run_plan(plan: LaunchPlan, run: RunDirectory, again: str, lock: IO[str] | No
             if child.poll() is None:  # who asks twice does not want to wait, and a rank in a collective is deaf
                 child.send_signal(signal.SIGTERM if len(asked) == 1 else signal.SIGKILL)
 
-    heard = [number for number in _STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores one
+    under_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    heard = [number for number in _STOP_SIGNALS if not (number == signal.SIGHUP and under_nohup)]
     former = {number: signal.signal(number, pass_on) for number in heard}
     try:
         signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)  # a request waits until all can hear it

@@ -146,7 +146,8 @@ def test_check_counts_steps_parameters_and_disk_of_a_real_run(tmp_path: Path) ->
     printed = dict(line.split("  ", 1) for line in result.stdout.splitlines() if not line.startswith(" "))
     assets = CONFIGS.parent / "distributed_ft" / "assets"
     rows = sum(len((assets / name).read_text().splitlines()) for name in ("tickets/train.jsonl", "general/train.jsonl"))
-    assert printed["rows"].strip() == f"{rows:,}, of which {rows:,} used"
+    drawn = int(1200 / 0.85)  # the tickets once, and as many others as their weights say
+    assert printed["rows"].strip() == f"{rows:,}, of which {rows:,} used; {drawn:,} in an epoch"
     assert int(printed["steps"].replace(",", "")) > 50
     assert "trainable of 1," in printed["parameters"]
     assert "free" in printed["disk"]
