@@ -9,7 +9,7 @@ from typing import Protocol
 
 from distributed_ft.artifacts import RunDirectory
 from distributed_ft.config.load import LoadedRun, differences, load_resolved
-from distributed_ft.config.schema import FsdpStrategy, LoraMethod, OptimConfig, RunConfig, Source
+from distributed_ft.config.schema import FsdpStrategy, LowRank, OptimConfig, QloraMethod, RunConfig, Source
 from distributed_ft.errors import CheckpointError
 
 Line = tuple[str, str]  # label, text
@@ -115,10 +115,11 @@ def _preset_lines(loaded: LoadedRun) -> Iterator[Line]:
 
 def _method(config: RunConfig) -> str:
     method = config.method
-    if not isinstance(method, LoraMethod):
+    if not isinstance(method, LowRank):
         return "full: every weight is trained"
     targets = method.target_modules if isinstance(method.target_modules, str) else ", ".join(method.target_modules)
-    return f"lora: rank {method.rank}, alpha {method.alpha:g}, dropout {method.dropout:g}, on {targets}"
+    base = f" over a base in {method.quantization}" if isinstance(method, QloraMethod) else ""
+    return f"{method.type}{base}: rank {method.rank}, alpha {method.alpha:g}, dropout {method.dropout:g}, on {targets}"
 
 
 def _strategy(config: RunConfig) -> str:

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import json
+import logging
 import os
 import re
 import sys
@@ -31,6 +32,7 @@ class Verb:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 a fault, 2 for the user to fix, 75 stopped and resumable."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on import it tells of kernels that nobody asked for
     return guarded(lambda: _dispatch(sys.argv[1:] if argv is None else argv))
 
 

@@ -27,13 +27,12 @@ WORKS = Cell()
 COLUMNS: tuple[Column, ...] = ("one process", "ddp", "fsdp", "fsdp hybrid", "deepspeed")
 
 _DEEPSPEED = Cell("planned: ZeRO 1 to 3; use strategy: {type: fsdp}, which shards the same tensors")
-_QLORA = Cell("planned: LoRA over a 4-bit base; use method: {type: lora}")
 
 # method x strategy
 METHODS: dict[str, dict[Column, Cell]] = {
     "full": {"one process": WORKS, "ddp": WORKS, "fsdp": WORKS, "fsdp hybrid": WORKS, "deepspeed": _DEEPSPEED},
     "lora": {"one process": WORKS, "ddp": WORKS, "fsdp": WORKS, "fsdp hybrid": WORKS, "deepspeed": _DEEPSPEED},
-    "qlora": dict.fromkeys(COLUMNS, _QLORA),
+    "qlora": {"one process": WORKS, "ddp": WORKS, "fsdp": WORKS, "fsdp hybrid": WORKS, "deepspeed": _DEEPSPEED},
 }
 
 # dtype x device
@@ -55,7 +54,10 @@ ATTENTION: dict[str, dict[Device, Cell]] = {
 
 # What a person may well ask for that the schema does not know yet.
 PLANNED: dict[tuple[str, str], str] = {
-    ("method.type", "qlora"): _QLORA.reason,
+    (
+        "method.quantization",
+        "int8",
+    ): "planned: its scales lie outside the tensor, unsharded and unsaved; use nf4",
     ("method.type", "dora"): "planned: weight-decomposed LoRA; use method: {type: lora}",
     ("method.type", "prefix"): "planned: prefix tuning; use method: {type: lora}",
     ("strategy.type", "deepspeed"): _DEEPSPEED.reason,

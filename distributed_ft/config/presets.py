@@ -27,7 +27,7 @@ def preset_values(tree: dict[str, Any]) -> dict[str, Any]:
     name = tree.get("preset")
     preset = PRESETS.get(name, {}) if isinstance(name, str) else {}
     method = tree.get("method", {})
-    is_lora = isinstance(method, dict) and method.get("type", "lora") == "lora"
+    is_lora = isinstance(method, dict) and method.get("type", "lora") in ("lora", "qlora")
     return {
         f"{section}.{key}": value
         for section, values in preset.items()

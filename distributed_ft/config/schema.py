@@ -44,10 +44,9 @@ class FullMethod(Section):
     type: Literal["full"]
 
 
-class LoraMethod(Section):
+class LowRank(Section):
     """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685): W + (alpha / rank) * B A, the base frozen."""
 
-    type: Literal["lora"] = "lora"
     rank: Positive = Field(16, description="Inner dimension of the update.")
     alpha: Annotated[float, Field(gt=0)] = Field(32, description="The update is scaled by alpha / rank.")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Dropout on the adapter's input.")
@@ -56,7 +55,21 @@ class LoraMethod(Section):
     )
 
 
-MethodConfig = Annotated[FullMethod | LoraMethod, Field(discriminator="type")]
+class LoraMethod(LowRank):
+    """Low-rank adapters over a base in the compute dtype."""
+
+    type: Literal["lora"] = "lora"
+
+
+class QloraMethod(LowRank):
+    """Low-rank adapters over a quantised base (Dettmers et al. 2023, arXiv:2305.14314), by bitsandbytes."""
+
+    type: Literal["qlora"]
+    quantization: Literal["nf4"] = Field("nf4", description="nf4: 4-bit NormalFloat, half a byte a weight.")
+    double_quant: bool = Field(True, description="Quantise the scales as well; 0.4 bits a weight less.")
+
+
+MethodConfig = Annotated[FullMethod | LoraMethod | QloraMethod, Field(discriminator="type")]
 
 
 class Source(Section):

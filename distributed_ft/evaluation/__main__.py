@@ -1,6 +1,7 @@
 """`python -m distributed_ft.evaluation RUN_DIR [--checkpoints all|latest|500,1000]`: the process of `dft eval`."""
 
 import argparse
+import logging
 import signal
 import sys
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkpoints", default="all", help="all (default), latest, or steps: 500,1000")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _stop)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on import it tells of kernels that nobody asked for
     try:
         from distributed_ft.evaluation.driver import evaluate
         from distributed_ft.model.load import quiet_libraries

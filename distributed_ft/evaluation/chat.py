@@ -8,7 +8,7 @@ from distributed_ft.config.load import load_resolved
 from distributed_ft.data.sources import Message
 from distributed_ft.errors import CheckpointError, ConfigError, EvaluationError
 from distributed_ft.evaluation.driver import checkpoint_at
-from distributed_ft.evaluation.engines import TransformersEngine
+from distributed_ft.evaluation.engines import TransformersEngine, engine_of
 from distributed_ft.evaluation.task import Generate
 from distributed_ft.model.load import quiet_libraries
 
@@ -30,7 +30,7 @@ def chat(run_dir: Path, checkpoint: str = "best") -> None:
     config = load_resolved(run.config)
     chosen = named_checkpoint(run, checkpoint)
     quiet_libraries()
-    engine = TransformersEngine(config.model.base, config.model.dtype, batch_size=1)
+    engine = engine_of(config, batch_size=1)
     engine.use(chosen.model if chosen else None)
     at_terminal = sys.stdin.isatty()
     if at_terminal:

@@ -14,7 +14,7 @@ from distributed_ft.config.load import load_resolved
 from distributed_ft.config.schema import RunConfig
 from distributed_ft.data.sources import Example, read_examples
 from distributed_ft.errors import CheckpointError, ConfigError, EvaluationError
-from distributed_ft.evaluation.engines import TransformersEngine, base_digest
+from distributed_ft.evaluation.engines import TransformersEngine, engine_of
 from distributed_ft.evaluation.few_shot import FewShot, choose, fitted, source_of_examples
 from distributed_ft.evaluation.scoring import Model, Scored, score, stored, task_digest
 from distributed_ft.evaluation.summary import BASE, FEW_SHOT, Scores, as_json, summarise, table
@@ -41,11 +41,11 @@ def evaluate(run_dir: Path, checkpoints: str = "all") -> None:
     config = load_resolved(run.config)
     tasks = build_tasks(config.evaluation)
     wanted = checkpoints_named(run, checkpoints)
-    engine = TransformersEngine(config.model.base, config.model.dtype, config.evaluation.batch_size)
+    engine = engine_of(config, config.evaluation.batch_size)
     cut_off = _cut_off(tasks, engine)
     few_shot = _few_shot(config, tasks, engine)
     evaluation = _Evaluation(run, tasks, engine, few_shot)
-    scores, failed = _all_scores(run, evaluation, base_digest(engine.base), wanted)
+    scores, failed = _all_scores(run, evaluation, engine.digest, wanted)
     _conclude(run, scores, few_shot, cut_off, config.evaluation.select.forgetting_budget)
     if "tensorboard" in config.tracking:
         _log(run, evaluation.with_removed(scores))

@@ -13,15 +13,24 @@ from typing import Any, Literal, Protocol, cast
 import torch
 from peft import PeftConfig, PeftModel
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    DynamicCache,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.cache_utils import DynamicLayer
 
 from distributed_ft.artifacts import sha256_of
+from distributed_ft.config.schema import RunConfig
 from distributed_ft.data.chat import render, render_prompt
 from distributed_ft.data.sources import Message
 from distributed_ft.errors import CheckpointError, ConfigError, EvaluationError
 from distributed_ft.evaluation.task import Generate
 from distributed_ft.model.load import DTYPES, load_tokenizer
+from distributed_ft.model.quantized import keep_layout, quantization
 
 _MODEL_FILES = (  # all that decides an answer: weights, architecture, tokenizer, template, end tokens
     "*.safetensors",
@@ -56,7 +65,11 @@ class Engine(Protocol):
 class TransformersEngine:
     """The base is loaded once, when first needed; LoRA adapters are put on and taken off, full weights replace it."""
 
-    def __init__(self, base: str, dtype: Literal["bf16", "fp32"], batch_size: int) -> None:
+    def __init__(
+        self, base: str, dtype: Literal["bf16", "fp32"], batch_size: int, bits: BitsAndBytesConfig | None = None
+    ) -> None:
+        """`bits`: a base that was quantised for training answers as it was trained."""
+        self._bits = bits
         self.base = base_directory(base)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer: PreTrainedTokenizerFast = load_tokenizer(str(self.base))
@@ -93,17 +106,23 @@ class TransformersEngine:
     def _load(self, directory: Path) -> PreTrainedModel:
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                directory, dtype=DTYPES[self._dtype], output_loading_info=True
+                directory,
+                dtype=DTYPES[self._dtype],
+                output_loading_info=True,
+                quantization_config=self._bits,
+                device_map=None if self._bits is None else {"": self.device},
             )
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise CheckpointError(f"{directory}: the model cannot be loaded: {_brief(error)}") from None
         model, info = loaded
+        if self._bits is not None:
+            keep_layout(model)
         # keys of the file that the model does not have are harmless in a base; a key without a value never is
         strict = ("missing_keys", "mismatched_keys") + (() if directory == self.base else ("unexpected_keys",))
         wrong = [f"{kind.replace('_', ' ')}: {_some(info[kind])}" for kind in strict if info.get(kind)]
         if wrong:
             raise CheckpointError(f"{directory}: the weights do not fit the architecture; {'; '.join(wrong)}")
-        return cast(PreTrainedModel, model.to(self.device).eval())
+        return cast(PreTrainedModel, (model if self._bits else model.to(self.device)).eval())
 
     def _load_full(self, weights: Path) -> None:
         if not (weights / "config.json").is_file():
@@ -134,6 +153,12 @@ class TransformersEngine:
         self._adapter = adapter
         # PEFT leaves the trained copies of such modules in the base when it takes an adapter off
         self._is_base = not getattr(config, "modules_to_save", None)
+
+    @property
+    def digest(self) -> str:
+        """Identity of the base as it answers: its files, and the bits that it is loaded in."""
+        files = base_digest(self.base)
+        return files if self._bits is None else hashlib.sha256(f"{files} {self._bits.to_dict()}".encode()).hexdigest()
 
     @property
     def _loaded(self) -> PreTrainedModel:
@@ -251,6 +276,12 @@ class TransformersEngine:
         if turn.ends:
             stop.add(max(zip(turn.supervised, range(len(turn.ids)), turn.ids, strict=True))[2])  # the last learned
         return {token for token in stop if token is not None}
+
+
+def engine_of(config: RunConfig, batch_size: int) -> TransformersEngine:
+    """The engine of a run: its base, quantised where training quantised it."""
+    dtype = config.model.dtype
+    return TransformersEngine(config.model.base, dtype, batch_size, quantization(config.method, DTYPES[dtype]))
 
 
 def base_directory(base: str) -> Path:

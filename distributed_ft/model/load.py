@@ -7,12 +7,20 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import logging as hf_logging
 
 from distributed_ft.config.schema import ModelConfig
 from distributed_ft.errors import ConfigError
 from distributed_ft.model import attention
+from distributed_ft.model.quantized import keep_layout
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -29,12 +37,14 @@ def load_tokenizer(base: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def load_model(config: ModelConfig, storage: torch.dtype, device: torch.device) -> PreTrainedModel:
+def load_model(
+    config: ModelConfig, storage: torch.dtype, device: torch.device, quantization: BitsAndBytesConfig | None = None
+) -> PreTrainedModel:
     """The base with its weights, on the CPU, in training mode's attention implementation.
 
     Args:
         config: which base, and how it attends.
-        storage: dtype that the weights are kept in.
+        storage: dtype that the weights are kept in, but for those that are quantised.
         device: where it will run (decides which attention kernels are at hand); the weights stay on the CPU.
 
     Raises:
@@ -43,7 +53,12 @@ def load_model(config: ModelConfig, storage: torch.dtype, device: torch.device) 
     attend = attention.implementation(config, device, build_empty(config))
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            config.base, dtype=storage, attn_implementation=attend, output_loading_info=True
+            config.base,
+            dtype=storage,
+            attn_implementation=attend,
+            output_loading_info=True,
+            quantization_config=quantization,
+            device_map={"": "cpu"} if quantization is not None else None,
         )
     except Exception as error:
         raise ConfigError(f"model.base: {config.base!r}: the model cannot be loaded: {_first_line(error)}") from None
@@ -55,6 +70,8 @@ def load_model(config: ModelConfig, storage: torch.dtype, device: torch.device) 
                 f"model.base: {config.base!r}: {len(names)} tensors of the model {what} ({', '.join(names[:3])}…); "
                 "restore the files, or save the model there again"
             )
+    if quantization is not None:
+        keep_layout(model)
     return _prepared(cast(PreTrainedModel, model), config)
 
 

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from distributed_ft.artifacts import RunDirectory, read_json, write_json
 from distributed_ft.config import compat
-from distributed_ft.config.schema import RunConfig
+from distributed_ft.config.schema import QloraMethod, RunConfig
 from distributed_ft.data.order import Order
 from distributed_ft.data.prepare import prepare
 from distributed_ft.data.store import PreparedData, open_prepared
@@ -98,6 +99,8 @@ def check(config: RunConfig, nproc: int, fresh: bool, here: bool = False) -> Pre
     if problems:
         raise ConfigError("\n".join(problems))
     check_installed(config.tracking)
+    if isinstance(config.method, QloraMethod) and find_spec("bitsandbytes") is None:
+        raise ConfigError("method.type: qlora: bitsandbytes is not installed; `pip install bitsandbytes`, or use lora")
     data = prepare(config, load_tokenizer(config.model.base), cache_of(config))
     model = _adapted_shapes(config)  # target modules that match nothing are found here, not after a queue
     problems = [*_misfits(config, data, model)]
@@ -186,7 +189,7 @@ def data_for(config: RunConfig, run: RunDirectory) -> PreparedData:
 
 def checkpoint_bytes(config: RunConfig, trainable: int) -> int:
     """Size of one checkpoint: the saved weights, and fp32 parameters with AdamW's two moments for resume."""
-    saved = 4 if config.method.type == "lora" else DTYPES[config.model.dtype].itemsize
+    saved = DTYPES[config.model.dtype].itemsize if config.method.type == "full" else 4
     return trainable * (saved + 12)
 
 

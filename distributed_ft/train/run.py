@@ -16,6 +16,7 @@ from distributed_ft.errors import ConfigError, FtError
 from distributed_ft.model import methods
 from distributed_ft.model.isolation import check_isolation
 from distributed_ft.model.load import DTYPES, load_model, load_tokenizer
+from distributed_ft.model.quantized import quantization
 from distributed_ft.model.token_loss import TokenLoss
 from distributed_ft.parallel.strategy import Strategy, make_strategy
 from distributed_ft.parallel.world import World
@@ -88,7 +89,8 @@ def build(config: RunConfig, world: World) -> TokenLoss:
     """The model with its method applied and the loss around it, on the CPU, the same on every rank."""
     compute = DTYPES[config.model.dtype]
     torch.manual_seed(config.seed)  # adapters start the same everywhere
-    model = load_model(config.model, methods.storage_dtype(config.method, compute), world.device)
+    storage, bits = methods.storage_dtype(config.method, compute), quantization(config.method, compute)
+    model = load_model(config.model, storage, world.device, bits)
     adapted = methods.apply(model, config.method)
     return TokenLoss(adapted, autocast=compute if compute is torch.bfloat16 else None)
 

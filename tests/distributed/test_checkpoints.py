@@ -24,23 +24,33 @@ from distributed_ft.train.run import open_run
 from distributed_ft.train.signals import StopRequest
 
 PROBE = torch.arange(3, 43)[None]
-# What a user does, in a process that knows nothing of us; the arguments are (model, base or "", answer) and the probe.
+# What a user does, in a process that knows nothing of us; the arguments are (model, base or "", bits of the base,
+# answer) and the probe.
 PLAIN = """
 import sys, json, torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 probe = torch.load(sys.argv[2])
-for model_dir, base, answer in json.loads(sys.argv[1]):
+for model_dir, base, bits, answer in json.loads(sys.argv[1]):
     if base:
         from peft import PeftModel
-        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), model_dir)
+        quantization = BitsAndBytesConfig(**bits) if bits else None
+        base = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, quantization_config=quantization)
+        for module in base.modules():  # bitsandbytes' own switch: not its bf16 kernel, which rounds more than 1e-5
+            if bits:
+                module.support_avx512bf16_for_cpu = False
+        model = PeftModel.from_pretrained(base, model_dir)
     else:
         model = AutoModelForCausalLM.from_pretrained(model_dir)
         AutoTokenizer.from_pretrained(model_dir).apply_chat_template([{"role": "user", "content": "hi"}])
     torch.save(model.eval()(input_ids=probe).logits.detach(), answer)
 assert not any(name.startswith("distributed_ft") for name in sys.modules)
 """
+NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+BITS: dict[str, dict[str, Any]] = {"qlora": {**NF4, "bnb_4bit_compute_dtype": "float32"}}
 CASES: dict[str, tuple[str, dict[str, Any], str, int]] = {  # architecture, changes, method, shard bytes
     "lora": ("llama", {}, "lora", 2**31),
+    # bitsandbytes wants rows of at least 64 weights on a CPU
+    "qlora": ("llama", {"hidden_size": 64, "intermediate_size": 128}, "qlora", 2**31),
     "full": ("qwen3", {"tie_word_embeddings": False}, "full", 2**31),
     "full, tied": ("qwen2", {"tie_word_embeddings": True}, "full", 2**31),
     "full, tied, in many files": ("qwen2", {"tie_word_embeddings": True}, "full", 20_000),
@@ -93,7 +103,7 @@ def trained(
             bases(architecture, **changes),
             rows,
             folder / case,
-            method={"type": method},
+            method={"type": method} if method == "full" else {"type": method, "rank": 4, "alpha": 8},
             strategy={"type": request.param},
             optim={"max_steps": 4, "lr": 1e-2, "global_batch_size": 4},
         )
@@ -116,8 +126,8 @@ def test_model_directories_load_in_plain_transformers_and_peft_with_equal_logits
     torch.save(PROBE, tmp_path / "probe.pt")
     asked = []
     for case, (run, config, _) in trained.items():
-        base = config.model.base if config.method.type == "lora" else ""
-        asked.append((str(newest(run).model), base, str(tmp_path / f"{case}.pt")))
+        base = "" if config.method.type == "full" else config.model.base
+        asked.append((str(newest(run).model), base, BITS.get(case), str(tmp_path / f"{case}.pt")))
     command = [sys.executable, "-c", PLAIN, json.dumps(asked), str(tmp_path / "probe.pt")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -128,13 +138,14 @@ def test_model_directories_load_in_plain_transformers_and_peft_with_equal_logits
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5, msg=lambda m, case=case: f"{case}: {m}")
 
 
+@pytest.mark.parametrize("case", ["lora", "qlora"])
 def test_an_adapter_file_holds_exactly_what_peft_would_write_and_nothing_of_the_base(
-    trained: Trained, tmp_path: Path
+    trained: Trained, case: str
 ) -> None:
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
     from transformers import AutoModelForCausalLM
 
-    run, config, _ = trained["lora"]
+    run, config, _ = trained[case]
     base = AutoModelForCausalLM.from_pretrained(config.model.base)
     expected = get_peft_model_state_dict(
         get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"))
@@ -211,7 +222,7 @@ def test_a_run_goes_on_in_a_world_of_another_size(tmp_path: Path, bases: Callabl
     configs: dict[str, dict[str, RunConfig]] = {"moved": {}, "stayed": {}}
     for place, made in configs.items():
         for strategy in ("ddp", "fsdp"):
-            for method in ("lora", "full"):
+            for method in ("lora", "full", "qlora"):
                 made[f"{strategy} {method}"] = make_config(
                     bases("llama"),
                     rows,

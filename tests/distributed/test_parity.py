@@ -32,6 +32,12 @@ OPTIM = {"weight_decay": 0.1, "max_grad_norm": 0.5}
 CASES: dict[str, dict[str, Any]] = {
     "lora": {"optim": OPTIM},
     "full": {"method": {"type": "full"}, "optim": {**OPTIM, "lr": 1e-3}, "model": {"gradient_checkpointing": "full"}},
+    "qlora": {"method": {"type": "qlora", "rank": 4, "alpha": 8}, "optim": OPTIM},
+    "qlora bf16": {
+        "method": {"type": "qlora", "rank": 4, "alpha": 8},
+        "optim": {**OPTIM, "max_steps": 12},
+        "model": {"dtype": "bf16"},
+    },
     "lora bf16": {"optim": {**OPTIM, "max_steps": 12}, "model": {"dtype": "bf16"}},
     "full bf16": {
         "method": {"type": "full"},
@@ -128,7 +134,7 @@ def test_the_batches_have_what_makes_parity_hard(tmp_path: Path, bases: Callable
 
 
 @pytest.mark.parametrize("where", [name for name in WORLDS if name != "one process"])
-@pytest.mark.parametrize("case", ["lora", "full"])
+@pytest.mark.parametrize("case", ["lora", "full", "qlora"])
 def test_fp32_losses_and_gradient_norms_equal_those_of_one_process(
     curves: dict[tuple[str, str], Curve], case: str, where: str
 ) -> None:
@@ -138,21 +144,21 @@ def test_fp32_losses_and_gradient_norms_equal_those_of_one_process(
 
 
 @pytest.mark.parametrize("where", ["2 ddp", "2 fsdp", "2 x 2 fsdp"])
-@pytest.mark.parametrize("case", ["lora bf16", "full bf16"])
+@pytest.mark.parametrize("case", ["lora bf16", "full bf16", "qlora bf16"])
 def test_bf16_losses_are_near_those_of_one_process(curves: dict[tuple[str, str], Curve], case: str, where: str) -> None:
     expected, got = torch.tensor(curves[case, "one process"]), torch.tensor(curves[case, where])
     assert got.shape == (12, 2)
     torch.testing.assert_close(got[:, 0], expected[:, 0], rtol=2e-2, atol=0)
 
 
-@pytest.mark.parametrize("case", ["lora", "full"])
+@pytest.mark.parametrize("case", ["lora", "full", "qlora"])
 def test_the_runs_compared_did_learn_and_clip(curves: dict[tuple[str, str], Curve], case: str) -> None:
     curve = curves[case, "one process"]
     assert curve[-1][0] < 0.8 * curve[0][0]
     assert sum(norm > OPTIM["max_grad_norm"] for _, norm in curve) >= 5
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 def test_each_rank_holds_its_share_of_parameters_moments_and_gradients(
     tmp_path: Path, bases: Callable[..., Path], rows: Path, method: str
 ) -> None:

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from distributed_ft.config.schema import FullMethod, LoraMethod, MethodConfig
+from distributed_ft.config.schema import FullMethod, LowRank, MethodConfig
+from distributed_ft.model import quantized
 from distributed_ft.model.methods import full, lora
 
 
@@ -20,7 +21,7 @@ def storage_dtype(method: MethodConfig, compute: torch.dtype) -> torch.dtype:
     match method:
         case FullMethod():
             return torch.float32
-        case LoraMethod():
+        case LowRank():
             return compute
         case _:
             assert_never(method)
@@ -34,7 +35,7 @@ def apply(model: PreTrainedModel, method: MethodConfig) -> nn.Module:
     match method:
         case FullMethod():
             return full.apply(model)
-        case LoraMethod():
+        case LowRank():
             return lora.apply(model, method)
         case _:
             assert_never(method)
@@ -45,7 +46,7 @@ def saved_tensors(model: nn.Module, method: MethodConfig) -> Iterator[tuple[str,
     match method:
         case FullMethod():
             return full.saved_tensors(model)
-        case LoraMethod():
+        case LowRank():
             return lora.saved_tensors(model)
         case _:
             assert_never(method)
@@ -56,7 +57,7 @@ def weights_name(method: MethodConfig) -> str:
     match method:
         case FullMethod():
             return "model"
-        case LoraMethod():
+        case LowRank():
             return "adapter_model"
         case _:
             assert_never(method)
@@ -67,7 +68,7 @@ def saved_dtype(method: MethodConfig, compute: torch.dtype) -> torch.dtype:
     match method:
         case FullMethod():
             return compute
-        case LoraMethod():
+        case LowRank():
             return torch.float32
         case _:
             assert_never(method)
@@ -79,13 +80,13 @@ def write_description(model: nn.Module, method: MethodConfig, base: str, dtype: 
     match method:
         case FullMethod():
             full.write_description(model, base, dtype, directory)
-        case LoraMethod():
+        case LowRank():
             lora.write_description(model, base, directory)
         case _:
             assert_never(method)
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:
-    """(trainable, all) parameters of the model, tied ones once."""
+    """(trainable, all) parameters of the model, tied ones once; a quantised weight counts as what it stands for."""
     parameters = list(model.parameters())
-    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
+    return sum(p.numel() for p in parameters if p.requires_grad), quantized.num_parameters(model)

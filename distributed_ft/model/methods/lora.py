@@ -9,11 +9,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from distributed_ft.config.schema import LoraMethod
+from distributed_ft.config.schema import LowRank
 from distributed_ft.errors import ConfigError
 
 
-def apply(model: PreTrainedModel, method: LoraMethod) -> nn.Module:
+def apply(model: PreTrainedModel, method: LowRank) -> nn.Module:
     """The model with adapters in fp32 (whatever the base's dtype) on the target modules.
 
     Raises ConfigError when a name in `target_modules` matches no linear layer.

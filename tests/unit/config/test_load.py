@@ -73,8 +73,8 @@ WRONG_VALUES = {
         "run.yaml:4: strategy.type: 'deepspeed': planned: ZeRO 1 to 3; "
         "use strategy: {type: fsdp}, which shards the same tensors"
     ),
-    "method: {type: qlora}": (
-        "run.yaml:4: method.type: 'qlora': planned: LoRA over a 4-bit base; use method: {type: lora}"
+    "method: {type: qlora, quantization: fp4}": (
+        "run.yaml:4: method.quantization: 'fp4' is not a choice; did you mean 'nf4'? choices: nf4"
     ),
     "evaluation: {tasks: [{name: t, path: test.jsonl, metric: f1}]}": (
         "run.yaml:4: evaluation.tasks[0].metric: 'f1' is not a choice; choices: exact_match, json_fields"

@@ -1,0 +1,56 @@
+"""A base in 4 bits: small, near what it was read from, and not repacked behind our back."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from distributed_ft.config.schema import ModelConfig, QloraMethod
+from distributed_ft.model import methods
+from distributed_ft.model.load import load_model
+from distributed_ft.model.quantized import num_parameters, quantization
+
+CPU = torch.device("cpu")
+SIZES = {"hidden_size": 128, "intermediate_size": 256}
+PROBE = torch.arange(3, 43)[None]
+Bits = Literal["nf4"]
+
+
+def load(base: Path, bits: Bits | None) -> Any:
+    compute = torch.float32
+    chosen = None if bits is None else quantization(QloraMethod(type="qlora", quantization=bits), compute)
+    return load_model(ModelConfig(base=str(base), dtype="fp32", attention="eager"), compute, CPU, chosen)
+
+
+def bytes_of_layers(model: Any) -> int:
+    return sum(m.weight.nbytes for m in model.model.layers.modules() if "Linear" in type(m).__name__)
+
+
+def test_weights_take_half_a_byte_and_answer_nearly_as_before(bases: Callable[..., Path]) -> None:
+    base = bases("llama", **SIZES)
+    plain, packed = load(base, None), load(base, "nf4")
+    assert bytes_of_layers(packed) == bytes_of_layers(plain) / 8
+    assert num_parameters(packed) == num_parameters(plain)
+    with torch.no_grad():
+        expected, got = plain(input_ids=PROBE).logits, packed(input_ids=PROBE).logits
+    assert 0 < (got - expected).norm() < 0.6 * expected.norm()
+
+
+def test_only_the_adapters_are_trained_and_all_weights_are_counted(bases: Callable[..., Path]) -> None:
+    base = bases("llama", **SIZES)
+    method = QloraMethod(type="qlora", rank=4)
+    model = methods.apply(load(base, "nf4"), method)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained
+    assert all("lora_" in name for name in trained)
+    assert methods.parameter_counts(model)[1] == methods.parameter_counts(methods.apply(load(base, None), method))[1]
+
+
+def test_a_forward_pass_in_eval_mode_leaves_the_packed_bytes_alone(bases: Callable[..., Path]) -> None:
+    """Without `keep_layout` bitsandbytes repacks them on a CPU with AVX512-bf16, and sharded training goes wrong."""
+    model = load(bases("llama", **SIZES), "nf4").eval()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with torch.no_grad():
+        model(input_ids=PROBE)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
