@@ -50,8 +50,12 @@ class LowRank(Section):
     rank: Positive = Field(16, description="Inner dimension of the update.")
     alpha: Annotated[float, Field(gt=0)] = Field(32, description="The update is scaled by alpha / rank.")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Dropout on the adapter's input.")
-    target_modules: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
-        "all-linear", description="all-linear (every linear layer but the output head), or module names."
+    target_modules: Literal["all-linear", "attention"] | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        "all-linear",
+        description="all-linear (every linear layer but the output head), attention (those in it), or module names.",
+    )
+    rslora: bool = Field(
+        False, description="Scale by alpha / sqrt(rank): a high rank then learns more (Kalajdzievski 2023)."
     )
 
 
@@ -119,9 +123,12 @@ StrategyConfig = Annotated[DdpStrategy | FsdpStrategy, Field(discriminator="type
 
 
 class OptimConfig(Section):
-    name: Literal["adamw"] = "adamw"
+    name: Literal["adamw", "sgd"] = Field("adamw", description="AdamW (fused), or SGD with Nesterov momentum.")
     lr: Annotated[float, Field(gt=0)] = Field(1e-4, description="Peak learning rate.")
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = Field(
+        "cosine", description="wsd: constant, then linearly down over the last decay_ratio of the run."
+    )
+    decay_ratio: Annotated[float, Field(gt=0, le=1)] = Field(0.2, description="Share of the run that wsd decays over.")
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="Warm-up as a share of all steps.")
     warmup_steps: Annotated[int, Field(ge=0)] | None = Field(None, description="Warm-up in steps; beats warmup_ratio.")
     min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="Final rate as a share of lr.")
@@ -129,6 +136,7 @@ class OptimConfig(Section):
         0.0, description="Decoupled weight decay; never on norms, biases and other one-dimensional parameters."
     )
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Of sgd.")
     eps: Annotated[float, Field(gt=0)] = 1e-8
     max_grad_norm: Annotated[float, Field(gt=0)] | None = Field(1.0, description="Global gradient norm; null: no clip.")
     epochs: Annotated[float, Field(gt=0)] = Field(2, description="Passes over the training data.")

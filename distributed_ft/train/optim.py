@@ -1,5 +1,7 @@
 """The optimizer over what a rank holds."""
 
+from typing import Any, assert_never
+
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -8,12 +10,18 @@ from distributed_ft.config.schema import OptimConfig
 
 
 def make_optimizer(module: nn.Module, optim: OptimConfig) -> Optimizer:
-    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), fused; biases, norms and other vectors are not decayed."""
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), fused, or SGD with Nesterov's momentum. Biases, norms and
+    other vectors are not decayed."""
     trained = [p for p in module.parameters() if p.requires_grad]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": optim.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [g for g in groups if g["params"]], lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True
-    )
+    groups = [g for g in groups if g["params"]]
+    match optim.name:
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
+        case "sgd":
+            return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, nesterov=optim.momentum > 0)
+        case _:
+            assert_never(optim.name)

@@ -16,6 +16,7 @@ def learning_rate(optim: OptimConfig, step: int, total_steps: int) -> float:
 
     Linear warm-up from lr / warm-up to lr, then the schedule from lr towards `min_lr_ratio * lr`, which the step after
     the last one would have: no update is wasted on a rate of zero.
+    wsd: warm-up, stable, decay (Hu et al. 2024, arXiv:2404.06395), the decay over the last `decay_ratio` of all steps.
     Cosine: Loshchilov & Hutter 2017 (arXiv:1608.03983), eq. 5, without restarts.
     """
     warmup = warmup_steps(optim, total_steps)
@@ -29,6 +30,8 @@ def learning_rate(optim: OptimConfig, step: int, total_steps: int) -> float:
             share = 1 - min(1.0, progress)
         case "constant":
             share = 1.0
+        case "wsd":
+            share = min(1.0, (1 - min(1.0, step / total_steps)) / optim.decay_ratio)
         case _:
             assert_never(optim.schedule)
     return optim.lr * (optim.min_lr_ratio + (1 - optim.min_lr_ratio) * share)

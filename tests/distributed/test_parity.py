@@ -32,6 +32,7 @@ OPTIM = {"weight_decay": 0.1, "max_grad_norm": 0.5}
 CASES: dict[str, dict[str, Any]] = {
     "lora": {"optim": OPTIM},
     "full": {"method": {"type": "full"}, "optim": {**OPTIM, "lr": 1e-3}, "model": {"gradient_checkpointing": "full"}},
+    "sgd": {"method": {"type": "full"}, "optim": {**OPTIM, "name": "sgd", "lr": 0.05}},
     "qlora": {"method": {"type": "qlora", "rank": 4, "alpha": 8}, "optim": OPTIM},
     "qlora bf16": {
         "method": {"type": "qlora", "rank": 4, "alpha": 8},
@@ -134,7 +135,7 @@ def test_the_batches_have_what_makes_parity_hard(tmp_path: Path, bases: Callable
 
 
 @pytest.mark.parametrize("where", [name for name in WORLDS if name != "one process"])
-@pytest.mark.parametrize("case", ["lora", "full", "qlora"])
+@pytest.mark.parametrize("case", ["lora", "full", "sgd", "qlora"])
 def test_fp32_losses_and_gradient_norms_equal_those_of_one_process(
     curves: dict[tuple[str, str], Curve], case: str, where: str
 ) -> None:
@@ -151,7 +152,7 @@ def test_bf16_losses_are_near_those_of_one_process(curves: dict[tuple[str, str],
     torch.testing.assert_close(got[:, 0], expected[:, 0], rtol=2e-2, atol=0)
 
 
-@pytest.mark.parametrize("case", ["lora", "full", "qlora"])
+@pytest.mark.parametrize("case", ["lora", "full", "sgd", "qlora"])
 def test_the_runs_compared_did_learn_and_clip(curves: dict[tuple[str, str], Curve], case: str) -> None:
     curve = curves[case, "one process"]
     assert curve[-1][0] < 0.8 * curve[0][0]

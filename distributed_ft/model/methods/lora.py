@@ -18,15 +18,30 @@ def apply(model: PreTrainedModel, method: LowRank) -> nn.Module:
 
     Raises ConfigError when a name in `target_modules` matches no linear layer.
     """
-    targets = method.target_modules
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=method.rank,
         lora_alpha=cast(int, method.alpha),  # PEFT's annotation is narrower than what it computes with
         lora_dropout=method.dropout,
-        target_modules=targets if isinstance(targets, str) else _checked_targets(model, targets),
+        target_modules=_targets(model, method.target_modules),
+        use_rslora=method.rslora,
     )
     return cast(nn.Module, get_peft_model(model, config))
+
+
+def _targets(model: nn.Module, targets: str | tuple[str, ...]) -> str | list[str]:
+    if targets == "attention":
+        return _attention(model)
+    return targets if isinstance(targets, str) else _checked_targets(model, targets)
+
+
+def _attention(model: nn.Module) -> list[str]:
+    """`self_attn.q_proj` and the like: with the name of the block, as others may have layers of the same name."""
+    linear = (name.split(".") for name, module in model.named_modules() if isinstance(module, nn.Linear))
+    found = {".".join(path[-2:]) for path in linear if any("attn" in part or "attention" in part for part in path[:-1])}
+    if not found:
+        raise ConfigError("method.target_modules: attention: no linear layer of this base is in one; name them")
+    return sorted(found)
 
 
 def _checked_targets(model: nn.Module, targets: tuple[str, ...]) -> list[str]:

@@ -55,7 +55,7 @@ WRONG_VALUES = {
     "optim: {betas: [0.9]}": "run.yaml:4: optim.betas: has 1 values, and needs more",
     "optim: {betas: [0.9, 0.9, 0.9]}": "run.yaml:4: optim.betas: has 3 values, and needs 2",
     "optim: {min_lr_ratio: 2}": "run.yaml:4: optim.min_lr_ratio: 2 must be at most 1",
-    "optim: {name: sgd}": "run.yaml:4: optim.name: 'sgd' is not a choice; choices: adamw",
+    "optim: {name: adam}": "run.yaml:4: optim.name: 'adam' is not a choice; did you mean 'adamw'? choices: adamw, sgd",
     "seed: -1": "run.yaml:4: seed: -1 must be at least 0",
     "seed: 4294967296": "run.yaml:4: seed: 4294967296 must be less than 4294967296",
     "preset: cod": (

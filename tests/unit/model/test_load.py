@@ -77,6 +77,27 @@ def test_target_modules_that_match_nothing_are_named_with_a_suggestion(bases: Ca
         methods.apply(model, LoraMethod(target_modules=("v_proj", "q_prj")))
 
 
+@pytest.mark.parametrize(("architecture", "block"), [("llama", "self_attn"), ("gpt_neox", "attention")])
+def test_attention_targets_every_linear_layer_in_it_and_no_other(
+    bases: Callable[..., Path], architecture: str, block: str
+) -> None:
+    model = methods.apply(
+        build_empty(ModelConfig(base=str(bases(architecture)))), LoraMethod(target_modules="attention")
+    )
+    adapted = {name.split(".lora_")[0] for name, p in model.named_parameters() if p.requires_grad}
+    linear = {name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "lora_" not in name}
+    assert adapted == {n.removesuffix(".base_layer") for n in linear if f".{block}." in n}
+    assert len(adapted) < len(linear)
+
+
+def test_rslora_scales_by_the_root_of_the_rank(bases: Callable[..., Path]) -> None:
+    for rslora, scaling in ((False, 2.0), (True, 8.0)):
+        method = LoraMethod(rank=16, alpha=32, rslora=rslora)
+        model = methods.apply(build_empty(ModelConfig(base=str(bases("llama")))), method)
+        layer = next(m for m in model.modules() if hasattr(m, "lora_A"))
+        assert layer.scaling["default"] == scaling
+
+
 def test_adapters_are_fp32_over_a_bf16_base_which_stays_frozen(bases: Callable[..., Path]) -> None:
     model = methods.apply(load_model(ModelConfig(base=str(bases("llama"))), torch.bfloat16, CPU), LoraMethod(rank=4))
     dtypes = {(p.requires_grad, p.dtype) for p in model.parameters()}

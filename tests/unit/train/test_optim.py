@@ -61,6 +61,23 @@ def test_the_trajectory_equals_adamw_written_out() -> None:
         assert all(p.grad is None for p in ours.parameters())
 
 
+def test_sgd_is_that_of_nesterov_written_out() -> None:
+    """Sutskever et al. 2013, as torch writes it: v = m v + g; w -= lr (g + m v)."""
+    ours = nn.Linear(5, 3).double()
+    weights = {name: p.detach().clone() for name, p in ours.named_parameters()}
+    velocity = {name: torch.zeros_like(w) for name, w in weights.items()}
+    optimizer = make_optimizer(ours, OptimConfig(name="sgd", lr=1.0, momentum=0.8, weight_decay=0.1))
+    for step in range(1, 6):
+        set_gradients(ours, step)
+        for name, p in ours.named_parameters():
+            gradient = p.grad + (0.1 * weights[name] if weights[name].ndim == 2 else 0.0)
+            velocity[name] = 0.8 * velocity[name] + gradient
+            weights[name] -= 0.05 * (gradient + 0.8 * velocity[name])
+        clip_and_step(optimizer, None, 0.05, usable=True)
+        for name, p in ours.named_parameters():
+            torch.testing.assert_close(p.detach(), weights[name], rtol=1e-10, atol=1e-12)
+
+
 def test_without_a_limit_nothing_is_clipped() -> None:
     one, other = nn.Linear(5, 3), nn.Linear(5, 3)
     other.load_state_dict(one.state_dict())

@@ -45,6 +45,13 @@ def test_warmup_is_a_share_of_the_run_unless_its_steps_are_given() -> None:
     assert warmup_steps(OptimConfig(warmup_ratio=0.0), 64) == 0
 
 
+def test_wsd_is_stable_and_decays_over_the_last_share_of_the_run() -> None:
+    optim = OptimConfig(lr=1.0, schedule="wsd", warmup_steps=2, decay_ratio=0.4, min_lr_ratio=0.5)
+    assert [learning_rate(optim, step, 10) for step in range(10)] == pytest.approx(
+        [0.5, 1, 1, 1, 1, 1, 1, 0.875, 0.75, 0.625]
+    )
+
+
 @pytest.mark.parametrize("total", [1, 2, 3])
 def test_every_step_of_a_very_short_run_has_a_rate(total: int) -> None:
     for ratio in (0.0, 0.1, 0.9):
