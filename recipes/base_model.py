@@ -30,7 +30,7 @@ class Settings:
     """How the shipped base model was trained."""
 
     seed: int = 0
-    steps: int = 7200
+    steps: int = 8400
     decay_start: int = 2300
     decay_steps: int = 2300
     low_ratio: float = 0.15

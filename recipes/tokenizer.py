@@ -6,7 +6,6 @@ from typing import Final
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from recipes.data import TICKET_COUNTS
 from recipes.skills import SKILLS, draw
 from recipes.tickets import ticket_rows
 
@@ -35,14 +34,15 @@ CHAT_TEMPLATE: Final[str] = (
 
 
 def corpus(seed: int) -> list[str]:
-    """Texts to learn the merges from: training items of every skill and the tickets, and the template's roles."""
+    """Texts to learn the merges from: training items of every skill, tickets (other ones than the demo's), and the
+    template's role words."""
     rng = Random(f"{seed}|tokenizer")
     texts: list[str] = []
     for skill in (skill for skill in SKILLS if skill.share):
         for _ in range(2000):
             item = draw(skill, rng, "train")
             texts += [f"user\n{item.question}", f"assistant\n{item.answer}"]
-    for row in ticket_rows({"train": TICKET_COUNTS["train"]}, seed)["train"]:
+    for row in ticket_rows({"other": 3000}, seed + 1)["other"]:
         texts += [f"{message['role']}\n{message['content']}" for message in row["messages"]]
     return texts + ["system\n"] * 500
 
