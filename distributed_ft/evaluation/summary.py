@@ -146,7 +146,7 @@ def table(summary: Summary) -> str:
         row.append(_pm(general) if general else "")
         if lost and model.weights is not None:
             row.append(f"{lost.rate:.3f} [{lost.low:.3f}, {lost.high:.3f}]")
-            row.append(f"{lost.mean_drop:+.3f} [{lost.drop_low:+.3f}, {lost.drop_high:+.3f}]")
+            row.append(f"{_signed(lost.mean_drop)} [{_signed(lost.drop_low)}, {_signed(lost.drop_high)}]")
         rows.append(row)
     return _aligned(rows)
 
@@ -180,3 +180,8 @@ def _group(suite: Scored, group: str | None, suites: int) -> str:
 
 def _items(scored: Scored) -> list[float]:
     return [sample.score for sample in scored.samples]
+
+
+def _signed(value: float) -> str:
+    """Three decimals with a sign; what rounds to zero has a plus."""
+    return f"{round(value, 3) + 0.0:+.3f}"
