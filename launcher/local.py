@@ -154,9 +154,10 @@ def run_plan(plan: LaunchPlan, run: RunDirectory, again: str, lock: IO[str] | No
 
     def pass_on(number: int, _: FrameType | None) -> None:
         nonlocal last
-        last, before = time.monotonic(), last
-        if last - before < SAME_REQUEST_SECONDS:
+        now = time.monotonic()
+        if now - last < SAME_REQUEST_SECONDS:
             return
+        last = now
         asked.append(number)
         for child in children:
             if child.poll() is None:  # who asks twice does not want to wait, and a rank in a collective is deaf

@@ -102,7 +102,7 @@ def _mixture_findings(sources: list[dict[str, Any]], order: Order) -> list[Findi
     found = []
     for source in sources:
         rows, drawn = source["rows_used"], source["rows_per_epoch"]
-        if drawn * epochs < 0.5 * rows:
+        if drawn < rows and drawn * epochs < 0.5 * rows:
             message = (
                 f"{source['path']}: its weight draws {drawn:,} of {rows:,} rows in an epoch, so in {epochs:.3g} epochs "
                 "most are never seen; raise its weight, add rows to the other files, or leave all weights out"

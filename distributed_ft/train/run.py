@@ -95,13 +95,13 @@ def build(config: RunConfig, world: World) -> TokenLoss:
     return TokenLoss(adapted, autocast=compute if compute is torch.bfloat16 else None)
 
 
-def _open_directory(directory: RunDirectory, config: RunConfig) -> int | FtError | None:
+def _open_directory(directory: RunDirectory, config: RunConfig) -> int | Exception | None:
     """Step to resume from; the base must be the one that the run began with. Rank 0 only, which holds the lock."""
     try:
         preflight.record_base(directory, config.model.base)
         newest = directory.newest_complete()
         tidy(directory, newest)
-    except FtError as error:
+    except (FtError, OSError) as error:
         return error
     return None if newest is None else newest.step
 

@@ -28,7 +28,9 @@ class StopRequest:
         return self
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
-        self._last, before = time.monotonic(), self._last
-        if self.requested and self._last - before >= SAME_REQUEST_SECONDS:
+        now = time.monotonic()
+        if now - self._last < SAME_REQUEST_SECONDS:
+            return
+        if self.requested:
             os._exit(128 + number)
-        self.requested = True
+        self.requested, self._last = True, now
