@@ -30,6 +30,7 @@ from benchmarks.cases import Base, Case, make_case
 from benchmarks.harness import Measurement
 from distributed_ft.data.batches import micro_batch
 from distributed_ft.data.order import Order, Pack
+from distributed_ft.parallel.fill import fill
 from distributed_ft.parallel.world import World
 from distributed_ft.train.run import build
 
@@ -54,7 +55,8 @@ def make_cases(folder: Path, base: Base, steps: int) -> dict[str, Case]:
 def write_inputs(case: Case) -> None:
     """CASE/trl: the initial adapter, and the packs of all steps with ids and labels (-100: no target)."""
     folder = case.directory / "trl"
-    build(case.config, ALONE).model.save_pretrained(folder / "adapter")  # type: ignore[operator]  # PEFT's method
+    token_loss, _ = build(case.config, ALONE)
+    token_loss.model.save_pretrained(folder / "adapter")  # type: ignore[operator]  # PEFT's method
     order = case.order
     packs = []
     for step in range(order.total_steps):
@@ -107,7 +109,10 @@ def reference_loss(case: Case, documents: Sequence[int]) -> float:
     batch: Pack = tuple(rows[number] for number in documents)
     micro = micro_batch(order.prepared.train, [batch])
     with torch.no_grad():
-        return float(build(case.config, ALONE)(micro)) / micro.num_supervised
+        token_loss, content = build(case.config, ALONE)
+        if content is not None:
+            fill(token_loss, content, ALONE, ALONE.device)
+        return float(token_loss(micro)) / micro.num_supervised
 
 
 def measure(folder: Path, base: Base, repeats: int, steps: int) -> dict[str, Any]:

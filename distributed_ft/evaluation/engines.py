@@ -27,24 +27,10 @@ from distributed_ft.artifacts import sha256_of
 from distributed_ft.config.schema import RunConfig
 from distributed_ft.data.chat import render, render_prompt
 from distributed_ft.data.sources import Message
-from distributed_ft.errors import CheckpointError, ConfigError, EvaluationError
+from distributed_ft.errors import CheckpointError, EvaluationError
 from distributed_ft.evaluation.task import Generate
-from distributed_ft.model.load import DTYPES, load_tokenizer
+from distributed_ft.model.load import DTYPES, MODEL_FILES, base_directory, load_tokenizer
 from distributed_ft.model.quantized import keep_layout, quantization
-
-_MODEL_FILES = (  # all that decides an answer: weights, architecture, tokenizer, template, end tokens
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "config.json",
-    "generation_config.json",
-    "tokenizer*",
-    "*.jinja",
-    "*.model",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "vocab.*",
-    "merges.txt",
-)
 
 
 class Engine(Protocol):
@@ -284,23 +270,9 @@ def engine_of(config: RunConfig, batch_size: int) -> TransformersEngine:
     return TransformersEngine(config.model.base, dtype, batch_size, quantization(config.method, DTYPES[dtype]))
 
 
-def base_directory(base: str) -> Path:
-    """The local directory of a base: itself, or a hub id's files. Raises ConfigError when there are none."""
-    if Path(base).is_dir():
-        return Path(base)
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(base, allow_patterns=list(_MODEL_FILES)))
-    except Exception as error:  # the hub client raises many kinds: no such id, no network, no permission
-        raise ConfigError(
-            f"model.base: {base!r} is no directory, nor to be had from the hub: {_brief(error)}"
-        ) from None
-
-
 def base_digest(directory: Path) -> str:
     """Hex sha256 over names and contents of a base's config, weights and tokenizer files."""
-    files = sorted({path for pattern in _MODEL_FILES for path in directory.glob(pattern) if path.is_file()})
+    files = sorted({path for pattern in MODEL_FILES for path in directory.glob(pattern) if path.is_file()})
     entries = [f"{path.name} {sha256_of(path)}\n" for path in files]
     return hashlib.sha256("".join(entries).encode()).hexdigest()
 

@@ -15,14 +15,31 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.quantizers import AutoHfQuantizer
 from transformers.utils import logging as hf_logging
 
 from distributed_ft.config.schema import ModelConfig
 from distributed_ft.errors import ConfigError
-from distributed_ft.model import attention
+from distributed_ft.model import attention, weights
 from distributed_ft.model.quantized import keep_layout
+from distributed_ft.model.weights import Weights
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+MODEL_FILES = (  # all that decides an answer: weights, architecture, tokenizer, template, end tokens
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "*.jinja",
+    "*.model",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "vocab.*",
+    "merges.txt",
+)
 
 
 def load_tokenizer(base: str) -> PreTrainedTokenizerFast:
@@ -75,6 +92,37 @@ def load_model(
     return _prepared(cast(PreTrainedModel, model), config)
 
 
+def build_model(
+    config: ModelConfig, storage: torch.dtype, device: torch.device, quantization: BitsAndBytesConfig | None = None
+) -> tuple[PreTrainedModel, Weights | None]:
+    """The base without memory, and what to fill it with once it is sharded; or, where its files cannot be read tensor
+    by tensor (see `weights.slots`), the base as `load_model` loads it, and None. Arguments and errors as there.
+
+    What no file holds (rotary tables) is there, on the CPU.
+    """
+    from accelerate import init_empty_weights
+
+    attend = attention.implementation(config, device, build_empty(config))
+    folder = base_directory(config.base)
+    architecture = AutoConfig.from_pretrained(folder)
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(architecture, dtype=storage, attn_implementation=attend)
+    model.tie_weights()  # which the line above undoes
+    odd = bool(getattr(model, "_keep_in_fp32_modules_strict", None)) or hasattr(architecture, "quantization_config")
+    if quantization is not None and not odd:
+        quantizer = AutoHfQuantizer.from_config(quantization, pre_quantized=False)
+        quantizer.preprocess_model(model, device_map={"": "cpu"})
+        quantizer.postprocess_model(model)
+    slots = None if odd else weights.slots(model, folder)
+    if slots is None:
+        return load_model(config, storage, device, quantization), None
+    content = Weights(slots, storage, quantization)
+    content.pack()
+    if quantization is not None:
+        keep_layout(model)
+    return _prepared(cast(PreTrainedModel, model), config), content
+
+
 def build_empty(config: ModelConfig) -> PreTrainedModel:
     """The base's architecture on the meta device: names and shapes, no memory, no weights read.
 
@@ -89,6 +137,20 @@ def build_empty(config: ModelConfig) -> PreTrainedModel:
     if config.attention == "sdpa" and not attention.can_be_cut(model):
         raise ConfigError(f"model.attention: {type(model).__name__} does not work with sdpa; use auto or eager")
     return _prepared(model, config)
+
+
+def base_directory(base: str) -> Path:
+    """The local directory of a base: itself, or a hub id's files. Raises ConfigError when there are none."""
+    if Path(base).is_dir():
+        return Path(base)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(base, allow_patterns=list(MODEL_FILES)))
+    except Exception as error:  # the hub client raises many kinds: no such id, no network, no permission
+        raise ConfigError(
+            f"model.base: {base!r} is no directory, nor to be had from the hub: {_first_line(error)}"
+        ) from None
 
 
 def weights_problem(base: str) -> str | None:

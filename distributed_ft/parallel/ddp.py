@@ -12,7 +12,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from distributed_ft.data.batches import micro_batch
+from distributed_ft.model.weights import Weights
 from distributed_ft.parallel import update
+from distributed_ft.parallel.fill import fill
 from distributed_ft.parallel.strategy import MakeOptimizer, StepInfo
 from distributed_ft.parallel.world import World
 
@@ -27,7 +29,9 @@ class Ddp:
         self.optimizer: Optimizer
         self.wrapped: DistributedDataParallel | None = None
 
-    def setup(self, module: nn.Module, make_optimizer: MakeOptimizer) -> nn.Module:
+    def setup(self, module: nn.Module, content: Weights | None, make_optimizer: MakeOptimizer) -> nn.Module:
+        if content is not None:
+            fill(module, content, self.world, self.world.device)
         self.module = module.to(self.world.device)
         self.optimizer = make_optimizer(self.module)
         if self.world.size == 1:

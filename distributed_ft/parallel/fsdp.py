@@ -11,7 +11,9 @@ from torch.optim import Optimizer
 
 from distributed_ft.config.schema import FsdpStrategy
 from distributed_ft.errors import ConfigError
+from distributed_ft.model.weights import Weights
 from distributed_ft.parallel import update
+from distributed_ft.parallel.fill import fill
 from distributed_ft.parallel.strategy import MakeOptimizer, StepInfo
 from distributed_ft.parallel.world import World
 
@@ -28,9 +30,12 @@ class Fsdp:
         self.module: nn.Module
         self.optimizer: Optimizer
 
-    def setup(self, module: nn.Module, make_optimizer: MakeOptimizer) -> nn.Module:
+    def setup(self, module: nn.Module, content: Weights | None, make_optimizer: MakeOptimizer) -> nn.Module:
         self.module = module
         shard(module, self.mesh, self.config, self.bf16)
+        if content is not None:
+            home = torch.device("cpu") if self.config.cpu_offload else self.world.device
+            fill(module, content, self.world, home)
         if not self.config.cpu_offload:
             module.to(self.world.device)
         self.optimizer = make_optimizer(module)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from distributed_ft.config.schema import DdpStrategy, FsdpStrategy, StrategyConfig
+from distributed_ft.model.weights import Weights
 from distributed_ft.parallel.world import World
 
 MakeOptimizer = Callable[[nn.Module], Optimizer]
@@ -29,8 +30,9 @@ class StepInfo:
 class Strategy(Protocol):
     """The places where the strategies really differ."""
 
-    def setup(self, module: nn.Module, make_optimizer: MakeOptimizer) -> nn.Module:
-        """Place and shard `module` (a TokenLoss), make the optimizer over what this rank holds; the module to call."""
+    def setup(self, module: nn.Module, content: Weights | None, make_optimizer: MakeOptimizer) -> nn.Module:
+        """Place and shard `module` (a TokenLoss), fill it with `content` if it was built without memory, make the
+        optimizer over what this rank holds; the module to call. A collective."""
         ...
 
     def sync_gradients(self, on: bool) -> None:

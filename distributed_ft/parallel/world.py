@@ -44,10 +44,14 @@ class World:
 
     def from_main(self, value: Any) -> Any:
         """Rank 0's picklable value, on every rank."""
+        return self.from_rank(0, value)
+
+    def from_rank(self, source: int, value: Any) -> Any:
+        """The picklable value of rank `source`, on every rank."""
         if self.size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0, group=self.patient, device=torch.device("cpu"))
+        dist.broadcast_object_list(box, src=source, group=self.patient, device=torch.device("cpu"))
         return box[0]
 
     def agree(self, problem: Exception | None) -> None:

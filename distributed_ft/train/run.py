@@ -15,9 +15,10 @@ from distributed_ft.data.store import PreparedData, TokenStore
 from distributed_ft.errors import ConfigError, FtError
 from distributed_ft.model import methods
 from distributed_ft.model.isolation import check_isolation
-from distributed_ft.model.load import DTYPES, load_model, load_tokenizer
+from distributed_ft.model.load import DTYPES, build_model, load_tokenizer
 from distributed_ft.model.quantized import quantization
 from distributed_ft.model.token_loss import TokenLoss
+from distributed_ft.model.weights import Weights
 from distributed_ft.parallel.strategy import Strategy, make_strategy
 from distributed_ft.parallel.world import World
 from distributed_ft.train import checkpoint, environment, flops, preflight
@@ -67,9 +68,9 @@ def open_run(config: RunConfig, directory: RunDirectory, data: PreparedData, wor
     if isinstance(resumed, Exception):
         raise resumed
     order = Order.of(config, data)
-    token_loss = build(config, world)
+    token_loss, content = build(config, world)
     strategy = make_strategy(config.strategy, world, config.optim.max_grad_norm, config.model.dtype == "bf16")
-    module = strategy.setup(token_loss, lambda m: make_optimizer(m, config.optim))
+    module = strategy.setup(token_loss, content, lambda m: make_optimizer(m, config.optim))
     check_isolation(token_loss, module, config.model, world.device)
     checkpoint.seed_rank(config.seed, 0, world)
     state = TrainState()
@@ -85,14 +86,15 @@ def open_run(config: RunConfig, directory: RunDirectory, data: PreparedData, wor
     return run
 
 
-def build(config: RunConfig, world: World) -> TokenLoss:
-    """The model with its method applied and the loss around it, on the CPU, the same on every rank."""
+def build(config: RunConfig, world: World) -> tuple[TokenLoss, Weights | None]:
+    """The model with its method applied and the loss around it, the same on every rank, on the CPU or without memory:
+    then with what it is to be filled with."""
     compute = DTYPES[config.model.dtype]
-    torch.manual_seed(config.seed)  # adapters start the same everywhere
     storage, bits = methods.storage_dtype(config.method, compute), quantization(config.method, compute)
-    model = load_model(config.model, storage, world.device, bits)
+    model, content = build_model(config.model, storage, world.device, bits)
+    torch.manual_seed(config.seed)  # adapters start the same everywhere
     adapted = methods.apply(model, config.method)
-    return TokenLoss(adapted, autocast=compute if compute is torch.bfloat16 else None)
+    return TokenLoss(adapted, autocast=compute if compute is torch.bfloat16 else None), content
 
 
 def _open_directory(directory: RunDirectory, config: RunConfig) -> int | Exception | None:

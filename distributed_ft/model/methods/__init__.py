@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from distributed_ft.config.schema import FullMethod, LowRank, MethodConfig
 from distributed_ft.model import quantized
 from distributed_ft.model.methods import full, lora
+from distributed_ft.model.methods.stand_in import stand_ins
 
 
 def storage_dtype(method: MethodConfig, compute: torch.dtype) -> torch.dtype:
@@ -32,13 +33,14 @@ def apply(model: PreTrainedModel, method: MethodConfig) -> nn.Module:
 
     Raises ConfigError when a target module does not exist.
     """
-    match method:
-        case FullMethod():
-            return full.apply(model)
-        case LowRank():
-            return lora.apply(model, method)
-        case _:
-            assert_never(method)
+    with stand_ins(model):
+        match method:
+            case FullMethod():
+                return full.apply(model)
+            case LowRank():
+                return lora.apply(model, method)
+            case _:
+                assert_never(method)
 
 
 def saved_tensors(model: nn.Module, method: MethodConfig) -> Iterator[tuple[str, str]]:
