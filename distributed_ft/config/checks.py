@@ -7,8 +7,9 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from distributed_ft.config import deepspeed
 from distributed_ft.config.document import Key, Problem, dotted
-from distributed_ft.config.schema import FsdpStrategy, RunConfig, Source
+from distributed_ft.config.schema import DeepspeedStrategy, FsdpStrategy, RunConfig, Source
 
 # os.path's questions are asked here, not pathlib's: they answer no where pathlib raises (a name that is too long).
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -25,6 +26,7 @@ def problems(config: RunConfig, folder: Path) -> list[Problem]:
         _batch_sizes,
         _steps,
         _sharding,
+        _engine,
         _attention,
         _weights,
         _names,
@@ -67,6 +69,8 @@ def file_paths(config: RunConfig) -> Iterator[tuple[Key, str]]:
             yield ((*key, "path"), entry.path) if isinstance(entry, Source) else (key, entry)
     if isinstance(config.data.validation, str):
         yield ("data", "validation"), config.data.validation
+    if isinstance(config.strategy, DeepspeedStrategy):
+        yield ("strategy", "config"), config.strategy.config
     for index, task in enumerate(config.evaluation.tasks):
         yield ("evaluation", "tasks", index, "path"), task.path
         if task.json_schema is not None:
@@ -114,6 +118,16 @@ def _sharding(config: RunConfig, _: Path) -> Iterator[Problem]:
             "1 shards nothing; write strategy: {type: ddp}, or a dp_shard of 2 or more",
             also=(("strategy", "dp_replicate"),),
         )
+
+
+def _engine(config: RunConfig, folder: Path) -> Iterator[Problem]:
+    """What is wrong with DeepSpeed's JSON; that it is missing, `_files` says."""
+    if not isinstance(config.strategy, DeepspeedStrategy):
+        return
+    path = resolve(config.strategy.config, folder)
+    if os.path.isfile(path):
+        for problem in deepspeed.problems(path.read_text(encoding="utf-8", errors="replace")):
+            yield Problem(("strategy", "config"), f"{config.strategy.config}: {problem}")
 
 
 def _attention(config: RunConfig, _: Path) -> Iterator[Problem]:

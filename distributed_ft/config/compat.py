@@ -6,10 +6,11 @@ A cell that cannot work carries its reason. `planned: …` is what the error say
 from dataclasses import dataclass
 from typing import Literal
 
-from distributed_ft.config.schema import FsdpStrategy, RunConfig
+from distributed_ft.config import deepspeed
+from distributed_ft.config.schema import DeepspeedStrategy, FsdpStrategy, RunConfig
 
 Device = Literal["cpu", "cuda"]
-Column = Literal["one process", "ddp", "fsdp", "fsdp hybrid", "deepspeed"]
+Column = Literal["one process", "ddp", "fsdp", "fsdp hybrid", "zero1", "zero2", "zero3"]
 
 
 @dataclass(frozen=True)
@@ -24,15 +25,15 @@ class Cell:
 
 
 WORKS = Cell()
-COLUMNS: tuple[Column, ...] = ("one process", "ddp", "fsdp", "fsdp hybrid", "deepspeed")
+COLUMNS: tuple[Column, ...] = ("one process", "ddp", "fsdp", "fsdp hybrid", "zero1", "zero2", "zero3")
 
-_DEEPSPEED = Cell("planned: ZeRO 1 to 3; use strategy: {type: fsdp}, which shards the same tensors")
+_ZERO: dict[int, Column] = {1: "zero1", 2: "zero2", 3: "zero3"}  # by stage
 
 # method x strategy
 METHODS: dict[str, dict[Column, Cell]] = {
-    "full": {"one process": WORKS, "ddp": WORKS, "fsdp": WORKS, "fsdp hybrid": WORKS, "deepspeed": _DEEPSPEED},
-    "lora": {"one process": WORKS, "ddp": WORKS, "fsdp": WORKS, "fsdp hybrid": WORKS, "deepspeed": _DEEPSPEED},
-    "qlora": {"one process": WORKS, "ddp": WORKS, "fsdp": WORKS, "fsdp hybrid": WORKS, "deepspeed": _DEEPSPEED},
+    "full": dict.fromkeys(COLUMNS, WORKS),
+    "lora": dict.fromkeys(COLUMNS, WORKS),
+    "qlora": dict.fromkeys(COLUMNS, WORKS),
 }
 
 # dtype x device
@@ -60,7 +61,6 @@ PLANNED: dict[tuple[str, str], str] = {
     ): "planned: its scales lie outside the tensor, unsharded and unsaved; use nf4",
     ("method.type", "dora"): "planned: weight-decomposed LoRA; use method: {type: lora}",
     ("method.type", "prefix"): "planned: prefix tuning; use method: {type: lora}",
-    ("strategy.type", "deepspeed"): _DEEPSPEED.reason,
     ("strategy.type", "launcher"): "planned: taken from `accelerate launch`; use strategy: {type: fsdp} or {type: ddp}",
     ("strategy.type", "fsdp2"): "it is called fsdp here (and is torch's FSDP2); write strategy: {type: fsdp}",
     ("model.dtype", "fp16"): "not supported: it needs loss scaling and overflows easily; use bf16 or fp32",
@@ -80,6 +80,8 @@ def column(config: RunConfig, world_size: int) -> Column:
     """The strategy's column of the matrix."""
     if isinstance(config.strategy, FsdpStrategy):
         return "fsdp hybrid" if config.strategy.dp_replicate > 1 else "fsdp"
+    if isinstance(config.strategy, DeepspeedStrategy):
+        return _ZERO[deepspeed.stage(deepspeed.read(config.strategy.config))]
     return "ddp" if world_size > 1 else "one process"
 
 

@@ -119,7 +119,17 @@ class FsdpStrategy(Section):
     reshard_after_forward: bool = Field(True, description="Free gathered weights after each layer's forward pass.")
 
 
-StrategyConfig = Annotated[DdpStrategy | FsdpStrategy, Field(discriminator="type")]
+class DeepspeedStrategy(Section):
+    """ZeRO: optimizer state, gradients and, in stage 3, parameters are partitioned (DeepSpeed)."""
+
+    type: Literal["deepspeed"]
+    config: str = Field(
+        min_length=1,
+        description="A JSON file of engine knobs, e.g. configs/deepspeed/zero3.json; relative to run.yaml.",
+    )
+
+
+StrategyConfig = Annotated[DdpStrategy | FsdpStrategy | DeepspeedStrategy, Field(discriminator="type")]
 
 
 class OptimConfig(Section):

@@ -1,9 +1,6 @@
 """A base in 4 bits, by bitsandbytes through transformers: how it is asked for, what it needs to train right."""
 
-import math
-
 import torch
-from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from distributed_ft.config.schema import MethodConfig, QloraMethod
@@ -35,10 +32,3 @@ def keep_layout(model: PreTrainedModel) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             vars(module)["support_avx512bf16_for_cpu"] = False
-
-
-def num_parameters(model: nn.Module) -> int:
-    """All parameters of the model, tied ones once; a 4-bit one as what it stands for (two weights in each byte)."""
-    states = ((module, getattr(module, "quant_state", None)) for module in model.modules())
-    packed = {id(module.weight): math.prod(state.shape) for module, state in states if state is not None}
-    return sum(packed.get(id(p), p.numel()) for p in model.parameters())

@@ -4,6 +4,7 @@ This is the module that strategies wrap, so logits never leave it. They are comp
 target, and a block of them at a time: memory does not grow with vocabulary x prompt.
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol, TypeGuard
 
 import torch
@@ -39,6 +40,9 @@ class TokenLoss(nn.Module):
         super().__init__()
         self.model = model
         self.autocast = autocast
+        # How many blocks of logits the head makes, from how many this rank needs; the same on every rank where each
+        # block is a collective (ZeRO-3 gathers the head's weight for it).
+        self.agree_on_blocks: Callable[[int], int] = lambda blocks: blocks
 
     def forward(self, batch: Documents) -> Tensor:
         device = batch.input_ids.device.type
@@ -62,28 +66,30 @@ class TokenLoss(nn.Module):
                     return logits.sum() * 0.0
                 return F.cross_entropy(logits, batch.targets, reduction="sum")
             hidden: Tensor = causal_lm.get_decoder()(**inputs).last_hidden_state[0]
-            if not len(batch.targets):
-                return _logits(hidden[:1], head).sum() * 0.0
-            return _linear_cross_entropy(hidden[batch.supervised], head, batch.targets)
+            rows = max(1, LOGITS_AT_ONCE // causal_lm.config.get_text_config().vocab_size)
+            blocks = self.agree_on_blocks(max(1, -(-len(batch.targets) // rows)))
+            return _linear_cross_entropy(hidden[batch.supervised], head, batch.targets, rows, blocks)
 
 
-def _linear_cross_entropy(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
+def _linear_cross_entropy(hidden: Tensor, head: nn.Linear, targets: Tensor, rows: int, blocks: int) -> Tensor:
     """Sum of the cross entropies of `head(hidden)` against `targets`, in blocks whose logits are recomputed.
 
     Args:
         hidden: (S, hidden size).
         head: hidden size -> vocabulary.
         targets: (S,).
+        rows: positions in a block; the last ones may have less, or none.
+        blocks: how many, at least S / rows.
 
     The logits of a block are made, used and freed in the forward pass, and made again in the backward pass
     (`torch.utils.checkpoint`). A batch that fits in one block is computed plainly.
     """
-    rows = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
-    if len(targets) <= rows:
+    if blocks == 1:
         return _cross_entropy(hidden, head, targets)
+    cuts = [(i * rows, (i + 1) * rows) for i in range(blocks)]
     losses = [
-        checkpoint(_cross_entropy, h, head, t, use_reentrant=False, preserve_rng_state=False)
-        for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)
+        checkpoint(_cross_entropy, hidden[a:b], head, targets[a:b], use_reentrant=False, preserve_rng_state=False)
+        for a, b in cuts
     ]
     return torch.stack(losses).sum()
 

@@ -28,32 +28,48 @@ def fill(module: nn.Module, content: Weights, world: World, device: torch.device
     for turn, slot in enumerate(content.slots):
         slot.retie()
         if slot.packed:
-            _fill_packed(slot, content, world, turn % world.size, device)
-        elif rows(slot.tensor) != slice(0, 0):
-            local(slot.tensor).copy_(slot.read(rows(slot.tensor)))
+            packed = _quantized(slot, content, world, turn % world.size)
+            if isinstance(slot.tensor, DTensor):
+                _local(slot.tensor).copy_(packed[_rows(slot.tensor)])
+            else:
+                slot.module.weight = content.packed(packed.to(device), slot.module)
+        elif _rows(slot.tensor) != slice(0, 0):
+            _local(slot.tensor).copy_(slot.read(_rows(slot.tensor)))
 
 
-def _fill_packed(slot: Slot, content: Weights, world: World, reader: int, device: torch.device) -> None:
-    """Rank `reader` reads and quantises the tensor; all get the scales, and keep their own rows of the bytes."""
-    shape = slot.tensor.shape
+@torch.no_grad()
+def fill_slot(slot: Slot, content: Weights, world: World, reader: int) -> None:
+    """Make one tensor whole on every rank, with the values that rank `reader` read; elsewhere they are arbitrary, but
+    for 4-bit weights. A collective."""
+    if slot.packed:
+        slot.module.weight = content.packed(_quantized(slot, content, world, reader), slot.module)
+        return
+    whole = torch.empty_like(slot.tensor, device=world.device)
+    if world.rank == reader:
+        whole.copy_(slot.read())
+    if isinstance(slot.tensor, nn.Parameter):
+        whole = nn.Parameter(whole, slot.tensor.requires_grad)
+    setattr(slot.module, slot.attribute, whole)
+    slot.retie()
+
+
+def _quantized(slot: Slot, content: Weights, world: World, reader: int) -> Tensor:
+    """The bytes of a tensor that rank `reader` reads and quantises, on every rank's device; its module gets the
+    scales."""
+    packed = torch.empty(slot.tensor.shape, dtype=torch.uint8, device=world.device)
     state: Any = None
-    packed = torch.empty(shape, dtype=torch.uint8, device=world.device)
     if world.rank == reader:
         packed, state = content.quantize(slot, world.device)
         state.to("cpu")
     if world.size > 1:
         dist.broadcast(packed, reader)
         state = world.from_rank(reader, state)
-    assert state is not None
     state.to(world.device)
     slot.module.quant_state = state
-    if isinstance(slot.tensor, DTensor):
-        local(slot.tensor).copy_(packed[rows(slot.tensor)])
-    else:
-        slot.module.weight = content.packed(packed.to(device), slot.module)
+    return packed
 
 
-def rows(tensor: Tensor) -> slice:
+def _rows(tensor: Tensor) -> slice:
     """The rows of the whole tensor that this rank holds."""
     if not isinstance(tensor, DTensor):
         return slice(None)
@@ -61,6 +77,6 @@ def rows(tensor: Tensor) -> slice:
     return slice(offset[0], offset[0] + shape[0]) if shape[0] else slice(0, 0)
 
 
-def local(tensor: Tensor) -> Tensor:
+def _local(tensor: Tensor) -> Tensor:
     """This rank's part of the tensor, as memory to write to."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor.data

@@ -1,4 +1,4 @@
-"""Where tensors live, and how gradients meet: the seam between the loop and DDP, FSDP2 (and later ZeRO).
+"""Where tensors live, and how gradients meet: the seam between the loop and DDP, FSDP2 and ZeRO.
 
 The contract, whatever the strategy: *after `step()` the update used the gradient of the loss summed over all ranks*.
 `loss` is a rank's own share (its summed token losses divided by the step's global token count).
@@ -12,7 +12,8 @@ from typing import Protocol, assert_never
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from distributed_ft.config.schema import DdpStrategy, FsdpStrategy, StrategyConfig
+from distributed_ft.config import deepspeed
+from distributed_ft.config.schema import DdpStrategy, DeepspeedStrategy, FsdpStrategy, RunConfig
 from distributed_ft.model.weights import Weights
 from distributed_ft.parallel.world import World
 
@@ -63,18 +64,21 @@ class Strategy(Protocol):
         ...
 
 
-def make_strategy(config: StrategyConfig, world: World, max_grad_norm: float | None, bf16: bool) -> Strategy:
+def make_strategy(config: RunConfig, world: World) -> Strategy:
     """The strategy of a run; one process with `ddp` is plain training.
 
-    Raises ConfigError when the mesh does not fit the world.
+    Raises ConfigError when the mesh does not fit the world, or DeepSpeed's knobs are not right.
     """
     from distributed_ft.parallel.ddp import Ddp
+    from distributed_ft.parallel.deepspeed import Deepspeed
     from distributed_ft.parallel.fsdp import Fsdp
 
-    match config:
+    match config.strategy:
         case DdpStrategy():
-            return Ddp(world, max_grad_norm)
+            return Ddp(world, config.optim.max_grad_norm)
         case FsdpStrategy():
-            return Fsdp(config, world, max_grad_norm, bf16)
+            return Fsdp(config.strategy, world, config.optim.max_grad_norm, config.model.dtype == "bf16")
+        case DeepspeedStrategy():
+            return Deepspeed(deepspeed.read(config.strategy.config), config.optim, world)
         case _:
-            assert_never(config)
+            assert_never(config.strategy)

@@ -7,6 +7,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from distributed_ft.config.schema import OptimConfig
+from distributed_ft.model.shapes import whole_shape
 
 
 def make_optimizer(module: nn.Module, optim: OptimConfig) -> Optimizer:
@@ -14,8 +15,8 @@ def make_optimizer(module: nn.Module, optim: OptimConfig) -> Optimizer:
     other vectors are not decayed."""
     trained = [p for p in module.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": optim.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in trained if len(whole_shape(p)) >= 2], "weight_decay": optim.weight_decay},
+        {"params": [p for p in trained if len(whole_shape(p)) < 2], "weight_decay": 0.0},
     ]
     groups = [g for g in groups if g["params"]]
     match optim.name:

@@ -32,6 +32,7 @@ from distributed_ft.model.load import (
     quiet_libraries,
     weights_problem,
 )
+from distributed_ft.model.shapes import num_parameters
 from distributed_ft.train.schedule import warmup_steps
 from distributed_ft.train.trackers import check_installed
 
@@ -59,7 +60,7 @@ def inspect(config: RunConfig, nproc: int) -> Inspection:
     """Check the run as `check` does, and count. Raises as `check` does."""
     data = check(config, nproc, fresh=True)
     order = Order.of(config, data)
-    trainable, total = methods.parameter_counts(_adapted_shapes(config))
+    trainable, total = num_parameters(_adapted_shapes(config))
     return Inspection(
         rows=data.report["rows_in"],
         rows_used=data.report["rows_used"],
@@ -218,7 +219,7 @@ def _warnings(config: RunConfig, order: Order, data: PreparedData) -> list[str]:
     if data.validation is None:
         warnings.append("data.validation is not set: there will be no validation loss")
     free = shutil.disk_usage(_existing(Path(config.runs_dir))).free
-    trainable, _ = methods.parameter_counts(_adapted_shapes(config))
+    trainable, _ = num_parameters(_adapted_shapes(config))
     needed = checkpoint_bytes(config, trainable) * (config.checkpoint.keep + 2)
     if needed > free:
         warnings.append(f"checkpoints may need {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free")

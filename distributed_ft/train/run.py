@@ -17,6 +17,7 @@ from distributed_ft.model import methods
 from distributed_ft.model.isolation import check_isolation
 from distributed_ft.model.load import DTYPES, build_model, load_tokenizer
 from distributed_ft.model.quantized import quantization
+from distributed_ft.model.shapes import num_parameters
 from distributed_ft.model.token_loss import TokenLoss
 from distributed_ft.model.weights import Weights
 from distributed_ft.parallel.strategy import Strategy, make_strategy
@@ -69,7 +70,7 @@ def open_run(config: RunConfig, directory: RunDirectory, data: PreparedData, wor
         raise resumed
     order = Order.of(config, data)
     token_loss, content = build(config, world)
-    strategy = make_strategy(config.strategy, world, config.optim.max_grad_norm, config.model.dtype == "bf16")
+    strategy = make_strategy(config, world)
     module = strategy.setup(token_loss, content, lambda m: make_optimizer(m, config.optim))
     check_isolation(token_loss, module, config.model, world.device)
     checkpoint.seed_rank(config.seed, 0, world)
@@ -112,7 +113,7 @@ def _open_metrics(run: Run) -> Metrics:
     config, start = run.config, run.state.step
     trackers = open_trackers(config, run.directory, start + 1)
     metrics = Metrics(run.directory, trackers, start, run.total_steps)
-    trainable, total = methods.parameter_counts(run.token_loss)
+    trainable, total = num_parameters(run.token_loss)
     if run.world.device.type == "cuda":
         base_config = run.token_loss.model.config
         metrics.flops_per_token = flops.flops_per_token(base_config, total, trainable, config.data.seq_len)

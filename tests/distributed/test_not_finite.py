@@ -5,11 +5,12 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from support.ranks import run_ranks
-from support.tiny import make_config, prepare_run, tokenizer, write_rows
+from support.tiny import make_config, prepare_run, tokenizer, write_rows, zero
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
@@ -23,6 +24,23 @@ from distributed_ft.train.preflight import data_for
 from distributed_ft.train.run import open_run
 from distributed_ft.train.signals import StopRequest
 
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "ddp": {"type": "ddp"},
+    "fsdp": {"type": "fsdp"},
+    "zero1": zero(1),
+    "zero3": zero(3),
+}
+
+
+def whole(parameter: Any) -> torch.Tensor:
+    """All of it, as this rank sees it."""
+    if hasattr(parameter, "ds_id"):
+        from deepspeed.zero import GatheredParameters
+
+        with GatheredParameters([parameter]):
+            return parameter.detach().clone()
+    return parameter.detach().full_tensor() if isinstance(parameter, DTensor) else parameter.detach()
+
 
 def train_each(world: World, configs: dict[str, RunConfig]) -> dict[str, tuple[str, float]]:
     """What was raised, and the sum of this rank's view of the trained parameters."""
@@ -35,9 +53,8 @@ def train_each(world: World, configs: dict[str, RunConfig]) -> dict[str, tuple[s
             fit(run)
         except TrainingError as error:
             raised = str(error)
-        trained = [p.detach() for p in run.token_loss.parameters() if p.requires_grad]
-        whole = [p.full_tensor() if isinstance(p, DTensor) else p for p in trained]
-        outcomes[case] = raised, math.fsum(float(p.double().sum()) for p in whole)
+        trained = [p for p in run.token_loss.parameters() if p.requires_grad]
+        outcomes[case] = raised, math.fsum(float(whole(p).double().sum()) for p in trained)
     return outcomes
 
 
@@ -67,9 +84,9 @@ def test_a_step_with_a_spoilt_row_is_skipped_by_all_ranks_and_the_run_goes_on(
     tmp_path: Path, poisoned: Path, rows: Path
 ) -> None:
     configs = {}
-    for strategy in ("ddp", "fsdp"):
+    for strategy, settings in STRATEGIES.items():
         optim = {"max_steps": 16, "global_batch_size": 4}
-        configs[strategy] = make_config(poisoned, rows, tmp_path / strategy, strategy={"type": strategy}, optim=optim)
+        configs[strategy] = make_config(poisoned, rows, tmp_path / strategy, strategy=settings, optim=optim)
         prepare_run(configs[strategy], 2)
     first, second = run_ranks(2, train_each, configs=configs)
     for strategy, config in configs.items():
@@ -97,9 +114,9 @@ def test_too_many_in_a_row_end_the_run_on_every_rank_with_the_same_diagnosis(
         row["messages"][0]["content"] += "Z"
     rows.write_text("".join(json.dumps(row) + "\n" for row in poison))
     configs = {}
-    for strategy in ("ddp", "fsdp"):
+    for strategy, settings in STRATEGIES.items():
         optim = {"max_steps": 16, "global_batch_size": 4, "max_skipped_steps": 3}
-        configs[strategy] = make_config(poisoned, rows, tmp_path / strategy, strategy={"type": strategy}, optim=optim)
+        configs[strategy] = make_config(poisoned, rows, tmp_path / strategy, strategy=settings, optim=optim)
         prepare_run(configs[strategy], 2)
     first, second = run_ranks(2, train_each, configs=configs)
     assert first == second

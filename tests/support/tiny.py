@@ -14,6 +14,7 @@ from distributed_ft.artifacts import RunDirectory, write_atomic
 from distributed_ft.config.load import resolved_json
 from distributed_ft.config.schema import RunConfig
 
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -102,6 +103,11 @@ def make_config(base: Path, train: Path, runs_dir: Path, **changes: Any) -> RunC
         replace = key in ("method", "strategy") and value.get("type", tree[key]["type"]) != tree[key]["type"]
         tree[key] = {**tree[key], **value} if isinstance(value, dict) and key in tree and not replace else value
     return RunConfig.model_validate_json(json.dumps(tree))
+
+
+def zero(stage: int | str) -> dict[str, Any]:
+    """The strategy of a shipped DeepSpeed configuration."""
+    return {"type": "deepspeed", "config": str(CONFIGS / "deepspeed" / f"zero{stage}.json")}
 
 
 def prepare_run(config: RunConfig, nproc: int = 1) -> RunDirectory:

@@ -12,7 +12,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from distributed_ft.config.schema import FullMethod, LowRank, MethodConfig
-from distributed_ft.model import quantized
 from distributed_ft.model.methods import full, lora
 from distributed_ft.model.methods.stand_in import stand_ins
 
@@ -86,9 +85,3 @@ def write_description(model: nn.Module, method: MethodConfig, base: str, dtype: 
             lora.write_description(model, base, directory)
         case _:
             assert_never(method)
-
-
-def parameter_counts(model: nn.Module) -> tuple[int, int]:
-    """(trainable, all) parameters of the model, tied ones once; a quantised weight counts as what it stands for."""
-    parameters = list(model.parameters())
-    return sum(p.numel() for p in parameters if p.requires_grad), quantized.num_parameters(model)

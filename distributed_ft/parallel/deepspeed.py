@@ -1,0 +1,120 @@
+"""DeepSpeed ZeRO: optimizer state (stage 1), gradients (2) and parameters (3) are partitioned over ranks.
+
+The engine clips, updates and zeroes; what resume needs is written and read here, because DeepSpeed's own files fit one
+world size, and waiting in its barriers a rank never hears that another's disk is full (docs/adr/0007).
+"""
+
+import logging
+import math
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from distributed_ft.config.deepspeed import Knobs, engine_config, stage
+from distributed_ft.config.schema import OptimConfig
+from distributed_ft.model.token_loss import TokenLoss
+from distributed_ft.model.weights import Weights
+from distributed_ft.parallel import zero_state
+from distributed_ft.parallel.fill import fill, fill_slot
+from distributed_ft.parallel.strategy import MakeOptimizer, StepInfo
+from distributed_ft.parallel.world import World
+
+
+class Deepspeed:
+    """See `Strategy`."""
+
+    def __init__(self, knobs: Knobs, optim: OptimConfig, world: World) -> None:
+        self.config = engine_config(knobs, optim)
+        self.stage = stage(knobs)
+        self.world = world
+        self.deepspeed = _library(world)
+        self.module: nn.Module
+        self.engine: Any
+
+    def setup(self, module: nn.Module, content: Weights | None, make_optimizer: MakeOptimizer) -> nn.Module:
+        if self.stage == 3:
+            self._partition(module, content)
+            if isinstance(module, TokenLoss):
+                module.agree_on_blocks = self._most
+        elif content is not None:
+            fill(module, content, self.world, self.world.device)
+        self.module = module
+        self.engine, *_ = self.deepspeed.initialize(
+            model=module, optimizer=make_optimizer(module), config=self.config, dist_init_required=False
+        )
+        engine: nn.Module = self.engine
+        return engine
+
+    def sync_gradients(self, on: bool) -> None:
+        self.engine.set_gradient_accumulation_boundary(on)
+
+    def backward(self, loss: Tensor) -> None:
+        # The engine averages gradients over ranks, and skips a step by itself when one of them is not finite.
+        usable = torch.where(loss.detach().isfinite(), 1.0, math.nan)
+        self.engine.backward(loss * self.world.size * usable, scale_wrt_gas=False)
+
+    def step(self, lr: float, usable: bool) -> StepInfo:
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr
+        self.engine.step()
+        if not self.engine.was_step_applied():
+            return StepInfo(math.inf, skipped=True)
+        return StepInfo(float(self.engine.get_global_grad_norm()), skipped=False)
+
+    def save(self, directory: Path) -> None:
+        zero_state.save(self.engine, self.stage, self.module, self.world, directory)
+
+    def load(self, directory: Path) -> None:
+        zero_state.load(self.engine, self.stage, self.module, self.world, directory)
+
+    def gather(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        tensors = self.module.get_submodule("model").state_dict(keep_vars=True)
+        for name in names:
+            tensor = tensors[name]
+            whole = [tensor] if hasattr(tensor, "ds_id") else []
+            with self.deepspeed.zero.GatheredParameters(whole):
+                yield name, tensor.detach().cpu().clone() if self.world.is_main else torch.empty(0)
+
+    def _partition(self, module: nn.Module, content: Weights | None) -> None:
+        """Hand the parameters to ZeRO-3 one at a time, so that no rank ever holds more than its parts and one tensor.
+        It takes rank 0's values: the others need not read any."""
+        convert = self.deepspeed.zero.Init(config_dict_or_path=self.config, mem_efficient_linear=False)
+        for buffer in module.buffers():
+            if not buffer.is_meta:
+                buffer.data = buffer.data.to(self.world.device)
+        if content is not None:
+            for slot in content.slots:
+                fill_slot(slot, content, self.world, reader=0)
+                if isinstance(slot.tensor, nn.Parameter):
+                    convert._convert_to_zero_parameters([slot.tensor])
+        convert._convert_to_zero_parameters(module.parameters())  # the adapters; or all of a model that came whole
+
+    def _most(self, blocks: int) -> int:
+        """The largest number over ranks: each block of the head's logits gathers its weight, and all have to come."""
+        if self.world.size == 1:
+            return blocks
+        tensor = torch.tensor(blocks)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return int(tensor)
+
+
+def _library(world: World) -> Any:
+    """deepspeed, set up for this device and quiet."""
+    if world.device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # it asks for it, also where nothing launched us
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # Its way of calling torch's collectives, and its way of asking for a device.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # Its shared-memory all-reduce would be compiled at start, for half a minute, where there is a compiler.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
