@@ -35,9 +35,9 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 def whole(parameter: Any) -> torch.Tensor:
     """All of it, as this rank sees it."""
     if hasattr(parameter, "ds_id"):
-        from deepspeed.zero import GatheredParameters
+        import deepspeed
 
-        with GatheredParameters([parameter]):
+        with deepspeed.zero.GatheredParameters([parameter]):
             return parameter.detach().clone()
     return parameter.detach().full_tensor() if isinstance(parameter, DTensor) else parameter.detach()
 
