@@ -50,10 +50,10 @@ class Slot:
 
     def read(self, rows: slice = slice(None)) -> Tensor:
         """These rows of the tensor in the file, in the file's dtype; a scalar whole."""
-        with safe_open(self.file, "pt") as file:  # closed at once: mapped pages would count as this rank's memory
+        with safe_open(self.file, "pt") as file:  # not kept open: mapped pages count as this rank's memory
             found = file.get_slice(self.key)
             tensor: Tensor = found[rows] if found.get_shape() else file.get_tensor(self.key)
-            return tensor.clone()
+            return tensor
 
     def retie(self) -> None:
         """Put the parameter that stands here now into the other places of a tied one."""
