@@ -194,7 +194,8 @@ def checkpoint_bytes(config: RunConfig, trainable: int) -> int:
 
 
 def _adapted_shapes(config: RunConfig) -> nn.Module:
-    return methods.apply(build_empty(config.model), config.method)
+    with torch.device("meta"):
+        return methods.apply(build_empty(config.model), config.method)
 
 
 def _warnings(config: RunConfig, order: Order, data: PreparedData) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Any, get_args
 import pytest
 
 from distributed_ft.config import compat
-from distributed_ft.config.schema import FullMethod, LoraMethod, ModelConfig, QloraMethod, RunConfig
+from distributed_ft.config.schema import MethodConfig, ModelConfig, RunConfig
 
 
 def _config(**keys: Any) -> RunConfig:
@@ -23,9 +23,10 @@ def _choices(name: str) -> set[str]:
 def test_every_choice_of_the_schema_has_its_row() -> None:
     assert set(compat.DTYPES) == _choices("dtype")
     assert set(compat.ATTENTION) == _choices("attention")
-    methods = {get_args(m.model_fields["type"].annotation)[0] for m in (FullMethod, LoraMethod, QloraMethod)}
+    methods = {get_args(m.model_fields["type"].annotation)[0] for m in get_args(get_args(MethodConfig)[0])}
     working = {name for name, row in compat.METHODS.items() if row["one process"].works}
-    assert working == methods
+    assert working == methods | {"qlora int8"}
+    assert set(compat.LOADED_BY) == methods
     assert all(set(row) == set(compat.COLUMNS) for row in compat.METHODS.values())
 
 
@@ -84,5 +85,5 @@ def test_a_world_that_does_not_fit_is_refused_with_the_remedy(
 def test_the_markdown_has_a_row_for_each_choice_and_a_note_for_each_reason() -> None:
     text = compat.markdown()
     assert "| `lora` | yes | yes | yes | yes | planned (1) |" in text
-    assert "| `flash_attention_2` | no (2) | yes |" in text
-    assert "\n2. FlashAttention has no CPU kernel; use attention: auto\n" in text
+    assert "| `flash_attention_2` | no (3) | yes |" in text
+    assert "\n3. FlashAttention has no CPU kernel; use attention: auto\n" in text

@@ -74,7 +74,7 @@ WRONG_VALUES = {
         "use strategy: {type: fsdp}, which shards the same tensors"
     ),
     "method: {type: qlora, quantization: fp4}": (
-        "run.yaml:4: method.quantization: 'fp4' is not a choice; did you mean 'nf4'? choices: nf4"
+        "run.yaml:4: method.quantization: 'fp4' is not a choice; did you mean 'nf4'? choices: nf4, int8"
     ),
     "evaluation: {tasks: [{name: t, path: test.jsonl, metric: f1}]}": (
         "run.yaml:4: evaluation.tasks[0].metric: 'f1' is not a choice; choices: exact_match, json_fields"
