@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftModelForCausalLM
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from transformers import (
@@ -28,8 +28,9 @@ from distributed_ft.artifacts import sha256_of
 from distributed_ft.config.schema import RunConfig
 from distributed_ft.data.chat import render, render_prompt
 from distributed_ft.data.sources import Message
-from distributed_ft.errors import CheckpointError, ConfigError, EvaluationError
+from distributed_ft.errors import CheckpointError, ConfigError, EvaluationError, brief, some
 from distributed_ft.evaluation.task import Generate
+from distributed_ft.model.adapters import num_virtual_tokens, put_on, take_off
 from distributed_ft.model.load import DTYPES, load_tokenizer
 from distributed_ft.model.methods import bottleneck
 from distributed_ft.model.quantized import keep_layout, quantization
@@ -80,7 +81,7 @@ class TransformersEngine:
         self.context: int | None = getattr(text_config, "max_position_embeddings", None)
         self._dtype, self._batch_size = dtype, batch_size
         self._model: PreTrainedModel | None = None
-        self._adapter: PeftModel | None = None
+        self._adapter: PeftModelForCausalLM | None = None
         self._bottlenecks: list[RemovableHandle] = []
         self._num_virtual = 0  # tokens that the adapter puts before every prompt
         self._is_base = False  # the weights under the adapter are the base's
@@ -107,8 +108,8 @@ class TransformersEngine:
 
     def _take_off(self) -> None:
         """Take the adapter off that is on, if one is."""
-        if self._adapter is not None and not self._num_virtual:  # virtual tokens leave the base as it is
-            self._adapter.unload()
+        if self._adapter is not None:
+            take_off(self._adapter)
         if self._bottlenecks:
             bottleneck.detach(self._loaded, self._bottlenecks)
         self._adapter, self._bottlenecks, self._num_virtual = None, [], 0
@@ -123,13 +124,13 @@ class TransformersEngine:
                 device_map=None if self._bits is None else {"": self.device},
             )
         except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise CheckpointError(f"{directory}: the model cannot be loaded: {_brief(error)}") from None
+            raise CheckpointError(f"{directory}: the model cannot be loaded: {brief(error)}") from None
         model, info = loaded
         if self._bits is not None:
             keep_layout(model)
         # keys of the file that the model does not have are harmless in a base; a key without a value never is
         strict = ("missing_keys", "mismatched_keys") + (() if directory == self.base else ("unexpected_keys",))
-        wrong = [f"{kind.replace('_', ' ')}: {_some(info[kind])}" for kind in strict if info.get(kind)]
+        wrong = [f"{kind.replace('_', ' ')}: {some(info[kind])}" for kind in strict if info.get(kind)]
         if wrong:
             raise CheckpointError(f"{directory}: the weights do not fit the architecture; {'; '.join(wrong)}")
         return cast(PreTrainedModel, (model if self._bits else model.to(self.device)).eval())
@@ -144,34 +145,18 @@ class TransformersEngine:
         shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
         if shapes != self._shapes:
             differing = [n for n in {**shapes, **self._shapes} if shapes.get(n) != self._shapes.get(n)]
-            raise CheckpointError(f"{weights}: not a fine-tune of {self.base}: {_some(differing)} differ in shape")
+            raise CheckpointError(f"{weights}: not a fine-tune of {self.base}: {some(differing)} differ in shape")
         self._model = model
 
     def _attach(self, weights: Path) -> None:
         if (weights / bottleneck.DESCRIPTION).is_file():
             self._bottlenecks = bottleneck.load(self._loaded, weights)
             return
-        model, self._is_base = self._loaded, False  # until it is known that taking the adapter off restores the base
-        try:
-            config = PeftConfig.from_pretrained(str(weights))
-            config.inference_mode = True
-            if config.is_prompt_learning:  # sizes from this base, so that an adapter for another one does not fit
-                config.token_dim = config.num_layers = config.num_attention_heads = None
-            adapter = PeftModel(model, config)
-            result = adapter.load_adapter(str(weights), "default", torch_device=str(self.device))
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{weights}: an adapter for another base than {self.base}: {_brief(error)}") from None
-        missing, unexpected = result.missing_keys, result.unexpected_keys
-        if config.is_prompt_learning:  # PEFT reads it, and says all the same that it did not expect it
-            unexpected = [key for key in unexpected if key != "prompt_embeddings"]
-        wrong = [f"{kind}: {_some(keys)}" for kind, keys in (("missing", missing), ("unexpected", unexpected)) if keys]
-        if wrong:
-            raise CheckpointError(f"{weights}: an adapter for another base than {self.base}; {'; '.join(wrong)}")
-        adapter.eval()
-        self._adapter = adapter
-        self._num_virtual = config.num_virtual_tokens if config.is_prompt_learning else 0
+        self._is_base = False  # until it is known that taking the adapter off restores the base
+        self._adapter = put_on(self._loaded, "default", weights, str(self.base))
+        self._num_virtual = num_virtual_tokens(self._adapter)
         # PEFT leaves the trained copies of such modules in the base when it takes an adapter off
-        self._is_base = not getattr(config, "modules_to_save", None)
+        self._is_base = not getattr(self._adapter.active_peft_config, "modules_to_save", None)
 
     @property
     def digest(self) -> str:
@@ -342,9 +327,7 @@ def base_directory(base: str) -> Path:
     try:
         return Path(snapshot_download(base, allow_patterns=list(_MODEL_FILES)))
     except Exception as error:  # the hub client raises many kinds: no such id, no network, no permission
-        raise ConfigError(
-            f"model.base: {base!r} is no directory, nor to be had from the hub: {_brief(error)}"
-        ) from None
+        raise ConfigError(f"model.base: {base!r} is no directory, nor to be had from the hub: {brief(error)}") from None
 
 
 def base_digest(directory: Path) -> str:
@@ -357,13 +340,3 @@ def base_digest(directory: Path) -> str:
 def _until(tokens: list[int], stop: set[int]) -> list[int]:
     end = next((i for i, token in enumerate(tokens) if token in stop), len(tokens))
     return tokens[:end]
-
-
-def _some(names: Any) -> str:
-    shown = [str(name[0] if isinstance(name, tuple) else name) for name in sorted(names, key=str)]
-    return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
-
-
-def _brief(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:3])[:400] or type(error).__name__

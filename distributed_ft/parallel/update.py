@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
@@ -44,21 +46,26 @@ def clip_and_step(optimizer: Optimizer, max_grad_norm: float | None, lr: float, 
 
 def save_state(model: nn.Module, optimizer: Optimizer, directory: Path) -> None:
     """Trained parameters and optimizer state, by parameter name, each rank its shards (torch's DCP format)."""
-    moments = get_optimizer_state_dict(model, optimizer, options=_TRAINED_ONLY)
-    state_dict_saver.save({"parameters": _trained(model), "optimizer": moments}, checkpoint_id=directory)
+    state_dict_saver.save(_state(model, optimizer), checkpoint_id=directory)
 
 
 def load_state(model: nn.Module, optimizer: Optimizer, directory: Path) -> None:
     """Read what `save_state` wrote into `model` and `optimizer`, resharded to this world."""
-    moments = get_optimizer_state_dict(model, optimizer, options=_TRAINED_ONLY)
-    # parameters are read in place
-    state_dict_loader.load({"parameters": _trained(model), "optimizer": moments}, checkpoint_id=directory)
-    set_optimizer_state_dict(model, optimizer, moments, options=_TRAINED_ONLY)
+    state = _state(model, optimizer)
+    state_dict_loader.load(state, checkpoint_id=directory)  # parameters in place
+    set_optimizer_state_dict(model, optimizer, state["optimizer"], options=_TRAINED_ONLY)
 
 
-def _trained(model: nn.Module) -> dict[str, Tensor]:
-    """Not by `state_dict()`: what bitsandbytes adds to it for 8-bit layers is no parameter of the model."""
-    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+def _state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    """Not by the module's `state_dict()`: what bitsandbytes adds to it for 8-bit layers is no parameter."""
+    for part in model.modules():
+        if isinstance(part, FSDPModule):  # a forward pass without gradients leaves the outermost group gathered
+            part.reshard()
+    parameters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    return {
+        "parameters": parameters,
+        "optimizer": get_optimizer_state_dict(model, optimizer, options=_TRAINED_ONLY),
+    }
 
 
 def on_main(tensor: Tensor, is_main: bool) -> Tensor:

@@ -278,6 +278,54 @@ def test_a_run_goes_on_in_a_world_of_another_size(tmp_path: Path, bases: Callabl
                 assert moved[near] == pytest.approx(stayed[near], rel=1e-4), case
 
 
+def test_a_stopped_run_of_any_method_goes_on_bit_for_bit(tmp_path: Path, bases: Callable[..., Path]) -> None:
+    """Noise, dropout and the start of PiSSA included."""
+    rows = write_rows(tmp_path / "rows.jsonl", 20)
+    chosen = {
+        "lora, dora, pissa, rslora, lora+, neftune": "fsdp",
+        "qlora, int8": "ddp",
+        "prefix": "fsdp",
+        "adapter": "ddp",
+    }
+    configs: dict[str, dict[str, RunConfig]] = {"stopped": {}, "stayed": {}}
+    for place, made in configs.items():
+        for case, strategy in chosen.items():
+            architecture, changes, method = CASES[case]
+            made[case] = make_config(
+                bases(architecture, **changes),
+                rows,
+                tmp_path / f"{place} {case}",
+                method={**method, "dropout": 0.1} if "rank" in method else method,
+                strategy={"type": strategy},
+                optim={"max_steps": 6, "lr": 2e-3, "global_batch_size": 4},
+            )
+            prepare_run(made[case], 2)
+    run_ranks(2, train_until, configs=configs["stayed"], steps=100)
+    for _ in range(2):
+        run_ranks(2, train_until, configs=configs["stopped"], steps=3)
+    for case in chosen:
+        curves = [
+            [{k: v for k, v in line.items() if k != "step_seconds"} for line in read_json_lines(path)]
+            for path in (tmp_path / f"{place} {case}" / "run" / "metrics.jsonl" for place in configs)
+        ]
+        assert len(curves[0]) == 6, case
+        assert curves[0] == curves[1], case
+        run = RunDirectory(tmp_path / f"stopped {case}" / "run")
+        counted = json.loads(run.environment.read_text())["parameters"]
+        assert 0 < counted["trainable"] < counted["total"]
+        assert counted["share"] == counted["trainable"] / counted["total"]
+
+
+def test_pissa_without_its_start_is_not_resumed(tmp_path: Path, bases: Callable[..., Path]) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", 20)
+    config = make_config(bases("llama"), rows, tmp_path, method={"init": "pissa"}, optim={"max_steps": 4})
+    run = prepare_run(config)
+    run_ranks(1, train_until, configs={"": config}, steps=2)
+    run.adapter_start.unlink()
+    with pytest.raises(AssertionError, match=r"CheckpointError: .*adapter_start\.safetensors: missing"):
+        run_ranks(1, train_until, configs={"": config}, steps=2)
+
+
 def keep_saving(world: World, config: RunConfig) -> list[str]:
     """Resume at 4 while 6 is damaged, save 5: it must not be 5 that goes."""
     directory = RunDirectory(Path(config.runs_dir) / config.name)

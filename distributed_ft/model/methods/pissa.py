@@ -39,7 +39,8 @@ def write_start(model: nn.Module, file: Path, device: torch.device) -> None:
                 f"method.rank: {rank}: {name} has no more than {min(weight.shape)} singular values to start from; "
                 "lower it, or write init: default"
             )
-        left, values, right = torch.svd_lowrank(weight, rank, niter=_ITERATIONS)
+        more = min(2 * rank + 8, *weight.shape)  # than are kept: the last ones converge slowly
+        left, values, right = (part[..., :rank] for part in torch.svd_lowrank(weight, more, niter=_ITERATIONS))
         root = (values / scaling).sqrt()
         start[keys[f"{name}.lora_A.default.weight"]] = (root[:, None] * right.T).cpu().contiguous()
         start[keys[f"{name}.lora_B.default.weight"]] = (left * root).cpu().contiguous()
