@@ -232,6 +232,7 @@ class RunDirectory:
         self.run_yaml = self.path / "run.yaml"
         self.config = self.path / "config.json"
         self.base = self.path / "base.json"  # which weights it began with
+        self.adapter_start = self.path / "adapter_start.safetensors"  # of adapters that begin from the base's weights
         self.environment = self.path / "environment.json"
         self.data = self.path / "data"
         self.metrics = self.path / "metrics.jsonl"

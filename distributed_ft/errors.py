@@ -5,6 +5,7 @@ Anything else that escapes is our fault or the machine's: traceback, exit code 1
 """
 
 import errno
+from collections.abc import Iterable
 
 EXIT_DONE = 0
 EXIT_FAULT = 1
@@ -49,6 +50,18 @@ class EvaluationError(FtError, RuntimeError):
 
 class Stopped(FtError):
     """Stopped on request with a resumable checkpoint (exit code 75)."""
+
+
+def brief(error: Exception) -> str:
+    """The first lines of what a library says, or the kind of its error when it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:3])[:400] or type(error).__name__
+
+
+def some(names: Iterable[object]) -> str:
+    """The first three of many names (of a pair, its first), for a message."""
+    shown = [str(name[0] if isinstance(name, tuple) else name) for name in sorted(names, key=str)]
+    return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
 
 
 def disk_problem(error: OSError) -> str | None:

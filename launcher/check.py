@@ -8,8 +8,19 @@ from pathlib import Path
 from typing import Protocol
 
 from distributed_ft.artifacts import RunDirectory
+from distributed_ft.config import deepspeed
 from distributed_ft.config.load import LoadedRun, differences, load_resolved
-from distributed_ft.config.schema import FsdpStrategy, LowRank, OptimConfig, QloraMethod, RunConfig, Source
+from distributed_ft.config.schema import (
+    AdapterMethod,
+    DeepspeedStrategy,
+    FsdpStrategy,
+    LowRank,
+    OptimConfig,
+    QloraMethod,
+    RunConfig,
+    Source,
+    VirtualTokens,
+)
 from distributed_ft.errors import CheckpointError
 
 Line = tuple[str, str]  # label, text
@@ -115,15 +126,27 @@ def _preset_lines(loaded: LoadedRun) -> Iterator[Line]:
 
 def _method(config: RunConfig) -> str:
     method = config.method
+    if isinstance(method, VirtualTokens):
+        return f"{method.type}: {method.num_virtual_tokens} trained vectors in front of every document"
+    if isinstance(method, AdapterMethod):
+        return f"adapter: {method.adapter}, of the layers' width / {method.reduction_factor}"
     if not isinstance(method, LowRank):
         return "full: every weight is trained"
+    options = [
+        *(name for name in ("rslora", "dora") if getattr(method, name)),
+        *(["pissa"] if method.init == "pissa" else []),
+        *(f"{name} {getattr(method, name):g}" for name in ("lora_plus", "neftune_alpha") if getattr(method, name)),
+    ]
     targets = method.target_modules if isinstance(method.target_modules, str) else ", ".join(method.target_modules)
     base = f" over a base in {method.quantization}" if isinstance(method, QloraMethod) else ""
-    return f"{method.type}{base}: rank {method.rank}, alpha {method.alpha:g}, dropout {method.dropout:g}, on {targets}"
+    line = f"{method.type}{base}: rank {method.rank}, alpha {method.alpha:g}, dropout {method.dropout:g}, on {targets}"
+    return ", ".join([line, *options])
 
 
 def _strategy(config: RunConfig) -> str:
     strategy = config.strategy
+    if isinstance(strategy, DeepspeedStrategy):
+        return f"deepspeed: ZeRO {deepspeed.stage(deepspeed.read(strategy.config))}, {strategy.config}"
     if not isinstance(strategy, FsdpStrategy):
         return "ddp: every process holds the whole model"
     shard = strategy.dp_shard or f"all processes / {strategy.dp_replicate}"

@@ -9,7 +9,14 @@ from pathlib import Path
 
 from distributed_ft.config import deepspeed
 from distributed_ft.config.document import Key, Problem, dotted
-from distributed_ft.config.schema import DeepspeedStrategy, FsdpStrategy, RunConfig, Source
+from distributed_ft.config.schema import (
+    DeepspeedStrategy,
+    FsdpStrategy,
+    PrefixMethod,
+    QloraMethod,
+    RunConfig,
+    Source,
+)
 
 # os.path's questions are asked here, not pathlib's: they answer no where pathlib raises (a name that is too long).
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -28,6 +35,7 @@ def problems(config: RunConfig, folder: Path) -> list[Problem]:
         _sharding,
         _engine,
         _attention,
+        _method,
         _weights,
         _names,
         _runs_dir,
@@ -136,6 +144,24 @@ def _attention(config: RunConfig, _: Path) -> Iterator[Problem]:
             ("model", "attention"),
             "'flash_attention_2' computes in bf16 only; write dtype: bf16, or attention: sdpa",
             also=(("model", "dtype"),),
+        )
+
+
+def _method(config: RunConfig, _: Path) -> Iterator[Problem]:
+    method = config.method
+    if isinstance(method, QloraMethod) and method.init == "pissa":
+        yield Problem(
+            ("method", "init"),
+            "'pissa' takes the adapters' start out of the base, and quantised weights cannot hold the rest exactly: "
+            "the saved adapter would answer otherwise than it was trained; write init: default, or type: lora",
+            also=(("method", "type"),),
+        )
+    if isinstance(method, PrefixMethod) and config.model.gradient_checkpointing != "none":
+        yield Problem(
+            ("model", "gradient_checkpointing"),
+            f"{config.model.gradient_checkpointing!r} does not work with method: {{type: prefix}}, whose keys and "
+            "values enter each layer by a cache, which recomputation would fill twice; write none, or use type: prompt",
+            also=(("method", "type"),),
         )
 
 

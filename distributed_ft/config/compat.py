@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from distributed_ft.config import deepspeed
-from distributed_ft.config.schema import DeepspeedStrategy, FsdpStrategy, RunConfig
+from distributed_ft.config.schema import DeepspeedStrategy, FsdpStrategy, MethodConfig, QloraMethod, RunConfig
 
 Device = Literal["cpu", "cuda"]
 Column = Literal["one process", "ddp", "fsdp", "fsdp hybrid", "zero1", "zero2", "zero3"]
@@ -29,11 +29,20 @@ COLUMNS: tuple[Column, ...] = ("one process", "ddp", "fsdp", "fsdp hybrid", "zer
 
 _ZERO: dict[int, Column] = {1: "zero1", 2: "zero2", 3: "zero3"}  # by stage
 
-# method x strategy
+_INT8 = Cell("its scales lie outside the tensor, where nothing shards them; use quantization: nf4, or strategy: ddp")
+
+# method x strategy; what is quantised in more than one way has a row for each
 METHODS: dict[str, dict[Column, Cell]] = {
-    "full": dict.fromkeys(COLUMNS, WORKS),
-    "lora": dict.fromkeys(COLUMNS, WORKS),
-    "qlora": dict.fromkeys(COLUMNS, WORKS),
+    **{method: dict.fromkeys(COLUMNS, WORKS) for method in ("full", "lora", "qlora")},
+    "qlora int8": {column: WORKS if column in ("one process", "ddp") else _INT8 for column in COLUMNS},
+    **{method: dict.fromkeys(COLUMNS, WORKS) for method in ("prefix", "prompt", "adapter")},
+}
+
+# What puts a checkpoint's `model/` to use, with nothing of ours but where it says so.
+LOADED_BY: dict[str, str] = {
+    "full": "transformers",
+    **dict.fromkeys(("lora", "qlora", "prefix", "prompt"), "peft"),
+    "adapter": "`distributed_ft.model.methods.bottleneck.load`, as plain PEFT has no bottleneck adapters",
 }
 
 # dtype x device
@@ -55,12 +64,10 @@ ATTENTION: dict[str, dict[Device, Cell]] = {
 
 # What a person may well ask for that the schema does not know yet.
 PLANNED: dict[tuple[str, str], str] = {
-    (
-        "method.quantization",
-        "int8",
-    ): "planned: its scales lie outside the tensor, unsharded and unsaved; use nf4",
-    ("method.type", "dora"): "planned: weight-decomposed LoRA; use method: {type: lora}",
-    ("method.type", "prefix"): "planned: prefix tuning; use method: {type: lora}",
+    ("method.type", "dora"): "it is an option of LoRA here; write method: {type: lora, dora: true}",
+    ("method.type", "pissa"): "it is an option of LoRA here; write method: {type: lora, init: pissa}",
+    ("method.type", "houlsby"): "it is a kind of adapter here; write method: {type: adapter, adapter: houlsby}",
+    ("method.type", "pfeiffer"): "it is a kind of adapter here; write method: {type: adapter, adapter: pfeiffer}",
     ("strategy.type", "launcher"): "planned: taken from `accelerate launch`; use strategy: {type: fsdp} or {type: ddp}",
     ("strategy.type", "fsdp2"): "it is called fsdp here (and is torch's FSDP2); write strategy: {type: fsdp}",
     ("model.dtype", "fp16"): "not supported: it needs loss scaling and overflows easily; use bf16 or fp32",
@@ -85,6 +92,11 @@ def column(config: RunConfig, world_size: int) -> Column:
     return "ddp" if world_size > 1 else "one process"
 
 
+def row(method: MethodConfig) -> str:
+    """The method's row of the matrix."""
+    return "qlora int8" if isinstance(method, QloraMethod) and method.quantization == "int8" else method.type
+
+
 def device_problems(config: RunConfig, device: Device) -> list[str]:
     """What of a valid config cannot work on this kind of device: `key: value: reason`."""
     cells = [
@@ -99,8 +111,9 @@ def world_problems(config: RunConfig, world_size: int, fresh: bool = True) -> li
 
     A run that is resumed (not `fresh`) may have any number of them: ranks then get uneven shares of a batch.
     """
-    cell = METHODS[config.method.type][column(config, world_size)]
-    problems = [] if cell.works else [f"method.type: {config.method.type}: {cell.reason}"]
+    method = row(config.method)
+    cell = METHODS[method][column(config, world_size)]
+    problems = [] if cell.works else [f"method: {method}: {cell.reason}"]
     whole, micro = config.optim.global_batch_size, config.optim.micro_batch_size
     unit = micro * world_size
     if fresh and whole % unit:
@@ -135,8 +148,14 @@ def markdown() -> str:
         _table("dtype", devices, {d: [row[c] for c in devices] for d, row in DTYPES.items()}, notes),
         _table("attention", devices, {a: [row[c] for c in devices] for a, row in ATTENTION.items()}, notes),
         "\n".join(f"{number}. {note}" for number, note in enumerate(notes, 1)),
+        _loaded_by(),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _loaded_by() -> str:
+    by = {loader: [f"`{m}`" for m, other in LOADED_BY.items() if other == loader] for loader in LOADED_BY.values()}
+    return "`model/` is loaded by: " + "; ".join(f"{', '.join(names)}: {loader}" for loader, names in by.items()) + "."
 
 
 def _table(corner: str, columns: tuple[str, ...], rows: dict[str, list[Cell]], notes: list[str]) -> str:

@@ -57,6 +57,25 @@ class LowRank(Section):
     rslora: bool = Field(
         False, description="Scale by alpha / sqrt(rank): a high rank then learns more (Kalajdzievski 2023)."
     )
+    dora: bool = Field(
+        False,
+        description="Train each row's magnitude beside its direction (Liu et al. 2024, arXiv:2402.09353); slower, and "
+        "nearer to full fine-tuning.",
+    )
+    init: Literal["default", "pissa"] = Field(
+        "default",
+        description="Start of the adapters. default: B is zero. pissa: the base's principal singular vectors, taken "
+        "out of the base (Meng et al. 2024, arXiv:2404.02948); saved for the base as it was, at twice the rank.",
+    )
+    lora_plus: Annotated[float, Field(ge=1)] | None = Field(
+        None,
+        description="Learning rate of B as a multiple of that of A, often 16 (Hayou et al. 2024, arXiv:2402.12354).",
+    )
+    neftune_alpha: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="Noise on the input embeddings while training, uniform in +-alpha / sqrt(tokens of the document x "
+        "width), often 5 (Jain et al. 2023, arXiv:2310.05914).",
+    )
 
 
 class LoraMethod(LowRank):
@@ -69,11 +88,47 @@ class QloraMethod(LowRank):
     """Low-rank adapters over a quantised base (Dettmers et al. 2023, arXiv:2305.14314), by bitsandbytes."""
 
     type: Literal["qlora"]
-    quantization: Literal["nf4"] = Field("nf4", description="nf4: 4-bit NormalFloat, half a byte a weight.")
-    double_quant: bool = Field(True, description="Quantise the scales as well; 0.4 bits a weight less.")
+    quantization: Literal["nf4", "int8"] = Field(
+        "nf4",
+        description="nf4: 4-bit NormalFloat, half a byte a weight. int8: a byte a weight, nearer to the base "
+        "(Dettmers et al. 2022, arXiv:2208.07339); on one process and ddp.",
+    )
+    double_quant: bool = Field(True, description="Quantise the scales of nf4 as well; 0.4 bits a weight less.")
 
 
-MethodConfig = Annotated[FullMethod | LoraMethod | QloraMethod, Field(discriminator="type")]
+class VirtualTokens(Section):
+    """Vectors in front of every document are trained, the base is frozen."""
+
+    num_virtual_tokens: Positive = Field(20, description="How many; the context has so many tokens less.")
+
+
+class PrefixMethod(VirtualTokens):
+    """Keys and values of every layer's attention (Li & Liang 2021, arXiv:2101.00190)."""
+
+    type: Literal["prefix"]
+
+
+class PromptMethod(VirtualTokens):
+    """Input embeddings (Lester et al. 2021, arXiv:2104.08691)."""
+
+    type: Literal["prompt"]
+
+
+class AdapterMethod(Section):
+    """Bottleneck adapters: x + up(f(down(x))) on the output of a layer's parts, the base frozen."""
+
+    type: Literal["adapter"]
+    adapter: Literal["houlsby", "pfeiffer"] = Field(
+        "pfeiffer",
+        description="pfeiffer: after the MLP (Pfeiffer et al. 2020, arXiv:2005.00247). houlsby: after attention too "
+        "(Houlsby et al. 2019, arXiv:1902.00751).",
+    )
+    reduction_factor: Positive = Field(16, description="Width of the base's layers / width of the bottleneck.")
+
+
+MethodConfig = Annotated[
+    FullMethod | LoraMethod | QloraMethod | PrefixMethod | PromptMethod | AdapterMethod, Field(discriminator="type")
+]
 
 
 class Source(Section):

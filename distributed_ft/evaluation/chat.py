@@ -16,7 +16,8 @@ MAX_NEW_TOKENS = 512
 
 
 def chat(run_dir: Path, checkpoint: str = "best") -> None:
-    """Answer each line of stdin on stdout until it ends; `/reset` forgets the conversation, `/quit` or Ctrl-C leaves.
+    """Answer each line of stdin on stdout until it ends; `/reset` forgets the conversation, `/adapters` lists what may
+    answer, `/use NAME` lets another one answer, `/quit` or Ctrl-C leaves.
 
     Args:
         run_dir: a run directory.
@@ -35,10 +36,14 @@ def chat(run_dir: Path, checkpoint: str = "best") -> None:
     at_terminal = sys.stdin.isatty()
     if at_terminal:
         name = chosen.name if chosen else "the base model"
-        print(f"{run.name}, {name}. /reset starts over, /quit leaves.", file=sys.stderr)
+        print(
+            f"{run.name}, {name}. /reset starts over, /adapters lists what may answer, /use NAME changes to it, "
+            "/quit leaves.",
+            file=sys.stderr,
+        )
     try:
         if at_terminal:
-            _converse(engine)
+            _converse(engine, run, chosen.model if chosen else None)
         elif message := sys.stdin.read().strip():  # a pipe is one message, whatever its lines
             _turn(engine, (Message("user", message),))
     except KeyboardInterrupt:
@@ -67,7 +72,7 @@ def named_checkpoint(run: RunDirectory, name: str) -> Checkpoint | None:
     return checkpoint_at(run, int(name))
 
 
-def _converse(engine: TransformersEngine) -> None:
+def _converse(engine: TransformersEngine, run: RunDirectory, weights: Path | None) -> None:
     conversation: tuple[Message, ...] = ()
     while True:
         try:
@@ -78,8 +83,42 @@ def _converse(engine: TransformersEngine) -> None:
             return
         if line == "/reset":
             conversation = ()
+        elif line == "/adapters":
+            print("\n".join(_answerers(run, weights)), flush=True)
+        elif line.startswith("/use "):
+            weights, conversation = _change(engine, run, line.removeprefix("/use ").strip(), weights), ()
         elif line:
             conversation = _turn(engine, (*conversation, Message("user", line)))
+
+
+def _answerers(run: RunDirectory, weights: Path | None) -> list[str]:
+    """What `/use` takes, a line each; a star marks the one that answers."""
+    best = run.pointer("BEST")
+    found: dict[str, tuple[Path | None, str]] = {"base": (None, "the base model")}
+    for checkpoint in run.complete_checkpoints():
+        note = f"{checkpoint.name}{' BEST' if best is not None and best.step == checkpoint.step else ''}"
+        found[str(checkpoint.step)] = (checkpoint.model, note)
+    lines = [f"{'*' if path == weights else ' '} {name}  {note}" for name, (path, note) in found.items()]
+    if weights not in [path for path, _ in found.values()]:
+        lines.append(f"* {weights}")
+    return [*lines, "  or the directory of an adapter for this base"]
+
+
+def _change(engine: TransformersEngine, run: RunDirectory, name: str, weights: Path | None) -> Path | None:
+    """Let `name` answer; when it cannot, say why and leave `weights` in their place. Returns what answers now."""
+    try:
+        if Path(name).is_dir():
+            wanted: Path | None = Path(name)
+        else:
+            checkpoint = named_checkpoint(run, name)
+            wanted = checkpoint.model if checkpoint else None
+        engine.use(wanted)
+    except (CheckpointError, ConfigError) as error:
+        print(str(error).replace("--checkpoint", "/use"), file=sys.stderr)
+        engine.use(weights)
+        return weights
+    print(f"{wanted or 'the base model'} answers now; the conversation starts over.", file=sys.stderr)
+    return wanted
 
 
 def _turn(engine: TransformersEngine, conversation: tuple[Message, ...]) -> tuple[Message, ...]:

@@ -125,6 +125,13 @@ def _against_forgetting(evidence: Evidence) -> tuple[str, ...]:
     return tuple(remedies)
 
 
+def _more_of(evidence: Evidence) -> str:
+    """What gives the method of the run more to learn with."""
+    virtual = "method.num_virtual_tokens: more"
+    sizes = {"prefix": virtual, "prompt": virtual, "adapter": "method.reduction_factor: smaller"}
+    return sizes.get(str(evidence.config.get("method", {}).get("type")), "method.rank: higher")
+
+
 def _overfitting(curves: Curves) -> Finding | None:
     """Validation loss rises from its minimum while the training loss keeps falling."""
     if len(curves.validation_loss) < 3 or not curves.smoothed:
@@ -167,7 +174,7 @@ def _not_learned(evidence: Evidence) -> Finding | None:
     first, last = curves.smoothed[0], curves.smoothed[-1]
     loss = f" The training loss went from {first:.3f} to {last:.3f}"
     if last > first * (1 - UNLEARNED_FALL):
-        remedies = (_higher_rate(evidence), "optim.epochs: more", "method.rank: higher, or method.type: full")
+        remedies = (_higher_rate(evidence), "optim.epochs: more", f"{_more_of(evidence)}, or method.type: full")
         return Finding(
             "not_learned", "problem", "The task was not learned", f"{measured}{loss}: hardly at all.", remedies
         )

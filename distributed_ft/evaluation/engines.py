@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftModelForCausalLM
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -27,9 +28,11 @@ from distributed_ft.artifacts import sha256_of
 from distributed_ft.config.schema import RunConfig
 from distributed_ft.data.chat import render, render_prompt
 from distributed_ft.data.sources import Message
-from distributed_ft.errors import CheckpointError, EvaluationError
+from distributed_ft.errors import CheckpointError, EvaluationError, brief, some
 from distributed_ft.evaluation.task import Generate
+from distributed_ft.model.adapters import num_virtual_tokens, put_on, take_off
 from distributed_ft.model.load import DTYPES, MODEL_FILES, base_directory, load_tokenizer
+from distributed_ft.model.methods import bottleneck
 from distributed_ft.model.quantized import keep_layout, quantization
 
 
@@ -49,7 +52,7 @@ class Engine(Protocol):
 
 
 class TransformersEngine:
-    """The base is loaded once, when first needed; LoRA adapters are put on and taken off, full weights replace it."""
+    """The base is loaded once, when first needed; adapters are put on and taken off, full weights replace it."""
 
     def __init__(
         self, base: str, dtype: Literal["bf16", "fp32"], batch_size: int, bits: BitsAndBytesConfig | None = None
@@ -64,7 +67,9 @@ class TransformersEngine:
         self.context: int | None = getattr(text_config, "max_position_embeddings", None)
         self._dtype, self._batch_size = dtype, batch_size
         self._model: PreTrainedModel | None = None
-        self._adapter: PeftModel | None = None
+        self._adapter: PeftModelForCausalLM | None = None
+        self._bottlenecks: list[RemovableHandle] = []
+        self._num_virtual = 0  # tokens that the adapter puts before every prompt
         self._is_base = False  # the weights under the adapter are the base's
         self._shapes: dict[str, torch.Size] = {}  # of the base's tensors
         self._stop = torch.empty(0, dtype=torch.long)
@@ -74,10 +79,8 @@ class TransformersEngine:
 
     def use(self, weights: Path | None) -> None:
         """See `Engine`. Raises CheckpointError when the weights do not fit the base, whatever the difference."""
-        if self._adapter is not None:
-            self._adapter.unload()
-            self._adapter = None
-        if weights is not None and not (weights / "adapter_config.json").is_file():
+        self._take_off()
+        if weights is not None and not is_adapter(weights):
             self._load_full(weights)
             return
         if not self._is_base:
@@ -89,6 +92,14 @@ class TransformersEngine:
         if weights is not None:
             self._attach(weights)
 
+    def _take_off(self) -> None:
+        """Take the adapter off that is on, if one is."""
+        if self._adapter is not None:
+            take_off(self._adapter)
+        if self._bottlenecks:
+            bottleneck.detach(self._loaded, self._bottlenecks)
+        self._adapter, self._bottlenecks, self._num_virtual = None, [], 0
+
     def _load(self, directory: Path) -> PreTrainedModel:
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -99,13 +110,13 @@ class TransformersEngine:
                 device_map=None if self._bits is None else {"": self.device},
             )
         except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise CheckpointError(f"{directory}: the model cannot be loaded: {_brief(error)}") from None
+            raise CheckpointError(f"{directory}: the model cannot be loaded: {brief(error)}") from None
         model, info = loaded
         if self._bits is not None:
             keep_layout(model)
         # keys of the file that the model does not have are harmless in a base; a key without a value never is
         strict = ("missing_keys", "mismatched_keys") + (() if directory == self.base else ("unexpected_keys",))
-        wrong = [f"{kind.replace('_', ' ')}: {_some(info[kind])}" for kind in strict if info.get(kind)]
+        wrong = [f"{kind.replace('_', ' ')}: {some(info[kind])}" for kind in strict if info.get(kind)]
         if wrong:
             raise CheckpointError(f"{directory}: the weights do not fit the architecture; {'; '.join(wrong)}")
         return cast(PreTrainedModel, (model if self._bits else model.to(self.device)).eval())
@@ -120,25 +131,18 @@ class TransformersEngine:
         shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
         if shapes != self._shapes:
             differing = [n for n in {**shapes, **self._shapes} if shapes.get(n) != self._shapes.get(n)]
-            raise CheckpointError(f"{weights}: not a fine-tune of {self.base}: {_some(differing)} differ in shape")
+            raise CheckpointError(f"{weights}: not a fine-tune of {self.base}: {some(differing)} differ in shape")
         self._model = model
 
     def _attach(self, weights: Path) -> None:
-        model, self._is_base = self._loaded, False  # until it is known that taking the adapter off restores the base
-        try:
-            config = PeftConfig.from_pretrained(str(weights))
-            config.inference_mode = True
-            adapter = PeftModel(model, config)
-            result = adapter.load_adapter(str(weights), "default", torch_device=str(self.device))
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{weights}: an adapter for another base than {self.base}: {_brief(error)}") from None
-        wrong = [f"{kind}: {_some(keys)}" for kind, keys in zip(("missing", "unexpected"), result, strict=True) if keys]
-        if wrong:
-            raise CheckpointError(f"{weights}: an adapter for another base than {self.base}; {'; '.join(wrong)}")
-        adapter.eval()
-        self._adapter = adapter
+        if (weights / bottleneck.DESCRIPTION).is_file():
+            self._bottlenecks = bottleneck.load(self._loaded, weights)
+            return
+        self._is_base = False  # until it is known that taking the adapter off restores the base
+        self._adapter = put_on(self._loaded, "default", weights, str(self.base))
+        self._num_virtual = num_virtual_tokens(self._adapter)
         # PEFT leaves the trained copies of such modules in the base when it takes an adapter off
-        self._is_base = not getattr(config, "modules_to_save", None)
+        self._is_base = not getattr(self._adapter.active_peft_config, "modules_to_save", None)
 
     @property
     def digest(self) -> str:
@@ -180,15 +184,17 @@ class TransformersEngine:
         """See `Engine`."""
         prompts = [self.prompt(request.messages) for request in requests]
         for request, prompt in zip(requests, prompts, strict=True):
-            if self.context is not None and len(prompt) >= self.context:
+            if self._room is not None and len(prompt) >= self._room:
                 raise EvaluationError(
-                    f"item {request.id!r}: its prompt has {len(prompt)} tokens, the model takes {self.context} with "
+                    f"item {request.id!r}: its prompt has {len(prompt)} tokens, the model takes {self._room} with "
                     "the answer; shorten it, or lower evaluation.few_shot"
                 )
         answers = [""] * len(requests)
         order = sorted(range(len(requests)), key=lambda i: (len(prompts[i]), i))
-        for start in range(0, len(order), self._batch_size):
-            batch = order[start : start + self._batch_size]
+        # virtual tokens would be pushed out of a sliding window by the padding behind them
+        size = 1 if self._num_virtual and not self._sees_all else self._batch_size
+        for start in range(0, len(order), size):
+            batch = order[start : start + size]
             limits = [self._limit(requests[i], len(prompts[i])) for i in batch]
             tokens = self._greedy([prompts[i] for i in batch], limits, [requests[i].id for i in batch])
             for i, answer in zip(batch, tokens, strict=True):
@@ -196,22 +202,35 @@ class TransformersEngine:
                 answers[i] = cast(str, text)
         return answers
 
+    @property
+    def _room(self) -> int | None:
+        """Most tokens of a prompt and its answer."""
+        return None if self.context is None else self.context - self._num_virtual
+
+    @property
+    def _sees_all(self) -> bool:
+        """Whether every layer remembers all tokens (no sliding windows, no states)."""
+        return all(type(layer) is DynamicLayer for layer in DynamicCache(config=self._loaded.config).layers)
+
     def _limit(self, request: Generate, prompt_tokens: int) -> int:
-        room = request.max_new_tokens if self.context is None else self.context - prompt_tokens
+        room = request.max_new_tokens if self._room is None else self._room - prompt_tokens
         return min(request.max_new_tokens, room)
 
     @torch.inference_mode()
     def _greedy(self, prompts: list[list[int]], limits: list[int], ids: list[str]) -> list[list[int]]:
         """The most likely next token, again and again, up to a stop token (left out) or the row's limit."""
         model, device = self._loaded, self.device
-        cache = DynamicCache(config=model.config)
+        cache = self._virtual_tokens()
         shared = self._read_shared_prefix(cache, prompts)
+        read = self._num_virtual + shared
+        if read:
+            cache.batch_repeat_interleave(len(prompts))
         room = max(map(len, prompts)) - shared
         rest = [prompt[shared:] for prompt in prompts]
         tokens = torch.tensor([[0] * (room - len(r)) + r for r in rest], device=device)
-        mask = torch.tensor([[1] * shared + [0] * (room - len(r)) + [1] * len(r) for r in rest], device=device)
+        mask = torch.tensor([[1] * read + [0] * (room - len(r)) + [1] * len(r) for r in rest], device=device)
         padded = len({len(r) for r in rest}) > 1  # without padding, the kernels do without a mask
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, shared:]
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, read:]
         budget = torch.tensor(limits, device=device)
         done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
         inputs: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
@@ -239,6 +258,17 @@ class TransformersEngine:
         stop = set(self._stop.tolist())
         return [_until(row[:limit], stop) for row, limit in zip(rows, limits, strict=True)]
 
+    def _virtual_tokens(self) -> DynamicCache:
+        """A cache of one row, with the adapter's virtual tokens in it if it has any."""
+        virtual = self._adapter.get_prompt(batch_size=1) if self._adapter is not None and self._num_virtual else None
+        if isinstance(virtual, DynamicCache):  # prefix tuning: keys and values as they are
+            return virtual
+        cache = DynamicCache(config=self._loaded.config)
+        if virtual is not None:  # prompt tuning: embeddings, to be read
+            embedded = virtual.to(self._loaded.get_input_embeddings().weight.dtype)
+            self._loaded.base_model(inputs_embeds=embedded, past_key_values=cache, use_cache=True)
+        return cache
+
     def _read_shared_prefix(self, cache: DynamicCache, prompts: list[list[int]]) -> int:
         """Fill the cache with what all prompts begin with (examples, instructions), read once; how many tokens it is.
 
@@ -246,11 +276,10 @@ class TransformersEngine:
         """
         columns = list(zip(*prompts, strict=False))[:-1]  # every row keeps a token to start from
         shared = next((i for i, column in enumerate(columns) if len(set(column)) > 1), len(columns))
-        if len(prompts) == 1 or shared < 1 or not all(type(layer) is DynamicLayer for layer in cache.layers):
+        if len(prompts) == 1 or shared < 1 or not self._sees_all:
             return 0
         prefix = torch.tensor([prompts[0][:shared]], device=self.device)
         self._loaded.base_model(input_ids=prefix, past_key_values=cache, use_cache=True)  # no head: no logits wanted
-        cache.batch_repeat_interleave(len(prompts))
         return shared
 
     def _stop_tokens(self, model: PreTrainedModel) -> set[int]:
@@ -270,6 +299,11 @@ def engine_of(config: RunConfig, batch_size: int) -> TransformersEngine:
     return TransformersEngine(config.model.base, dtype, batch_size, quantization(config.method, DTYPES[dtype]))
 
 
+def is_adapter(weights: Path) -> bool:
+    """Whether a checkpoint's `model/` holds an adapter, of PEFT or of ours, and no whole model."""
+    return any((weights / name).is_file() for name in ("adapter_config.json", bottleneck.DESCRIPTION))
+
+
 def base_digest(directory: Path) -> str:
     """Hex sha256 over names and contents of a base's config, weights and tokenizer files."""
     files = sorted({path for pattern in MODEL_FILES for path in directory.glob(pattern) if path.is_file()})
@@ -280,13 +314,3 @@ def base_digest(directory: Path) -> str:
 def _until(tokens: list[int], stop: set[int]) -> list[int]:
     end = next((i for i, token in enumerate(tokens) if token in stop), len(tokens))
     return tokens[:end]
-
-
-def _some(names: Any) -> str:
-    shown = [str(name[0] if isinstance(name, tuple) else name) for name in sorted(names, key=str)]
-    return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
-
-
-def _brief(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:3])[:400] or type(error).__name__

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import warnings
 from pathlib import Path
 from typing import cast
@@ -68,6 +69,9 @@ def load_model(
         ConfigError: the base is missing, damaged, or not a causal language model.
     """
     attend = attention.implementation(config, device, build_empty(config))
+    device_map = None if quantization is None else {"": torch.device("cpu")}
+    if quantization is not None and quantization.load_in_8bit:
+        device_map = {"": device}  # the scales of 8-bit weights lie beside the tensor: they do not move with it
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             config.base,
@@ -75,7 +79,7 @@ def load_model(
             attn_implementation=attend,
             output_loading_info=True,
             quantization_config=quantization,
-            device_map={"": "cpu"} if quantization is not None else None,
+            device_map=device_map,
         )
     except Exception as error:
         raise ConfigError(f"model.base: {config.base!r}: the model cannot be loaded: {_first_line(error)}") from None
@@ -202,6 +206,7 @@ def quiet_libraries() -> None:
     """Keep the progress bars and advice of the libraries below off the user's terminal; their errors still come."""
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a warning a layer and step, of what int8 always does
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
 
 

@@ -1,5 +1,9 @@
 """The model as the trainer sees it: a micro-batch goes in, the summed loss of its supervised tokens comes out.
 
+A model reads the documents of a micro-batch side by side in one row, without padding. With virtual tokens in front of
+each (prefix and prompt tuning) every document has a row of its own, padded on its right, where nothing that counts
+looks.
+
 This is the module that strategies wrap, so logits never leave it. They are computed only at positions that have a
 target, and a block of them at a time: memory does not grow with vocabulary x prompt.
 """
@@ -35,11 +39,15 @@ class Documents(Protocol):
 class TokenLoss(nn.Module):
     """`loss = TokenLoss(model, autocast)(micro_batch)`: sum over supervised tokens of -log p(target), fp32 scalar."""
 
-    def __init__(self, model: nn.Module, autocast: torch.dtype | None = None) -> None:
-        """`model` is a transformers causal LM, bare or wrapped by PEFT; `autocast` the compute dtype, None for none."""
+    def __init__(
+        self, model: nn.Module, autocast: torch.dtype | None = None, neftune_alpha: float | None = None
+    ) -> None:
+        """`model` is a transformers causal LM, bare or wrapped by PEFT; `autocast` the compute dtype, None for none;
+        `neftune_alpha`: see `noisy`."""
         super().__init__()
         self.model = model
         self.autocast = autocast
+        self.neftune_alpha = neftune_alpha
         # How many blocks of logits the head makes, from how many this rank needs; the same on every rank where each
         # block is a collective (ZeRO-3 gathers the head's weight for it).
         self.agree_on_blocks: Callable[[int], int] = lambda blocks: blocks
@@ -47,28 +55,79 @@ class TokenLoss(nn.Module):
     def forward(self, batch: Documents) -> Tensor:
         device = batch.input_ids.device.type
         with torch.autocast(device, self.autocast, enabled=self.autocast is not None):
-            inputs = {
-                "input_ids": batch.input_ids,
-                "position_ids": batch.position_ids,
-                "use_cache": False,
-                "cu_seq_lens_q": batch.cu_seqlens,
-                "cu_seq_lens_k": batch.cu_seqlens,
-                "max_length_q": batch.max_seqlen,
-                "max_length_k": batch.max_seqlen,
-            }
             causal_lm = _causal_lm(self.model)
             head = causal_lm.get_output_embeddings()
+            in_rows = _has_virtual_tokens(self.model)
+            inputs, kept = _rows(batch, self.model, causal_lm) if in_rows else (_packed(batch), batch.supervised)
+            if self.neftune_alpha is not None and self.training:
+                embedded = causal_lm.get_input_embeddings()(inputs.pop("input_ids"))
+                inputs["inputs_embeds"] = noisy(embedded, batch.cu_seqlens, self.neftune_alpha)
             # A rank without targets still runs a backward pass, with a gradient of zero for every parameter.
             if not _plain_head(head, causal_lm):
-                keep = batch.supervised if len(batch.targets) else 1
-                logits: Tensor = self.model(**inputs, logits_to_keep=keep).logits[0].float()
-                if not len(batch.targets):
-                    return logits.sum() * 0.0
-                return F.cross_entropy(logits, batch.targets, reduction="sum")
-            hidden: Tensor = causal_lm.get_decoder()(**inputs).last_hidden_state[0]
+                return _loss_of_whole_model(causal_lm, inputs, kept, batch.targets, in_rows)
+            hidden: Tensor = causal_lm.get_decoder()(**inputs).last_hidden_state.flatten(0, 1)
             rows = max(1, LOGITS_AT_ONCE // causal_lm.config.get_text_config().vocab_size)
             blocks = self.agree_on_blocks(max(1, -(-len(batch.targets) // rows)))
-            return _linear_cross_entropy(hidden[batch.supervised], head, batch.targets, rows, blocks)
+            return _linear_cross_entropy(hidden[kept], head, batch.targets, rows, blocks)
+
+
+def noisy(embedded: Tensor, cu_seqlens: Tensor, alpha: float) -> Tensor:
+    """NEFTune (Jain et al. 2023, arXiv:2310.05914, algorithm 1): embeddings with noise from this rank's own generator.
+
+    Args:
+        embedded: (1, T, width).
+        cu_seqlens: (documents + 1,), where each document begins, and T.
+        alpha: each document of L tokens gets noise in +-alpha / sqrt(L * width).
+    """
+    lengths = cu_seqlens.diff().long()
+    scale = alpha / (lengths * embedded.shape[-1]).sqrt()
+    noise = torch.rand_like(embedded) * 2 - 1
+    return embedded + noise * scale.repeat_interleave(lengths)[None, :, None].to(embedded.dtype)
+
+
+def _packed(batch: Documents) -> dict[str, Any]:
+    """The decoder's arguments for one row of documents side by side."""
+    return {
+        "input_ids": batch.input_ids,
+        "position_ids": batch.position_ids,
+        "use_cache": False,
+        "cu_seq_lens_q": batch.cu_seqlens,
+        "cu_seq_lens_k": batch.cu_seqlens,
+        "max_length_q": batch.max_seqlen,
+        "max_length_k": batch.max_seqlen,
+    }
+
+
+def _rows(batch: Documents, model: Any, causal_lm: Any) -> tuple[dict[str, Any], Tensor]:
+    """The decoder's arguments for one row a document, and where the supervised positions are among all rows' outputs.
+
+    `model` is PEFT's. It gives the virtual tokens as a cache of keys and values (prefix), or as embeddings (prompt).
+    """
+    lengths, device = batch.cu_seqlens.diff().long(), batch.input_ids.device
+    num_documents, longest = len(lengths), batch.max_seqlen
+    row, column = torch.arange(num_documents, device=device).repeat_interleave(lengths), batch.position_ids[0]
+    ids = torch.zeros(num_documents, longest, dtype=torch.long, device=device)
+    ids[row, column] = batch.input_ids[0]
+    virtual = model.get_prompt(batch_size=num_documents)
+    if not isinstance(virtual, Tensor):
+        kept = row[batch.supervised] * longest + column[batch.supervised]
+        return {"input_ids": ids, "past_key_values": virtual, "use_cache": False}, kept
+    embedded = causal_lm.get_input_embeddings()(ids)
+    embedded = torch.cat([virtual.to(embedded.dtype), embedded], dim=1)
+    before = virtual.shape[1]
+    kept = row[batch.supervised] * (before + longest) + before + column[batch.supervised]
+    return {"inputs_embeds": embedded, "use_cache": False}, kept
+
+
+def _loss_of_whole_model(
+    causal_lm: Any, inputs: dict[str, Any], kept: Tensor, targets: Tensor, in_rows: bool
+) -> Tensor:
+    """For a head that is more than a product: the model makes the logits itself, of rows those of every position."""
+    keep = (kept if len(targets) else 1) if not in_rows else 0
+    logits: Tensor = causal_lm(**inputs, logits_to_keep=keep).logits.flatten(0, 1)
+    if not len(targets):
+        return logits[:1].float().sum() * 0.0
+    return F.cross_entropy((logits[kept] if in_rows else logits).float(), targets, reduction="sum")
 
 
 def _linear_cross_entropy(hidden: Tensor, head: nn.Linear, targets: Tensor, rows: int, blocks: int) -> Tensor:
@@ -107,6 +166,11 @@ def _causal_lm(model: nn.Module) -> Any:
     """The transformers model inside PEFT's wrapper, or the model itself."""
     inner = getattr(model, "get_base_model", None)
     return model if inner is None else inner()
+
+
+def _has_virtual_tokens(model: Any) -> bool:
+    config = getattr(model, "active_peft_config", None)
+    return config is not None and config.is_prompt_learning
 
 
 def _plain_head(head: nn.Module | None, causal_lm: Any) -> TypeGuard[nn.Linear]:

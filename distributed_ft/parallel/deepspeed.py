@@ -61,7 +61,7 @@ class Deepspeed:
 
     def step(self, lr: float, usable: bool) -> StepInfo:
         for group in self.engine.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_ratio", 1.0)
         self.engine.step()
         if not self.engine.was_step_applied():
             return StepInfo(math.inf, skipped=True)

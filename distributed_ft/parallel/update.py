@@ -2,15 +2,17 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
-    get_state_dict,
-    set_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
 )
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
@@ -22,7 +24,7 @@ _TRAINED_ONLY = StateDictOptions(ignore_frozen_params=True, strict=False)
 
 
 def clip_and_step(optimizer: Optimizer, max_grad_norm: float | None, lr: float, usable: bool) -> StepInfo:
-    """Clip by the global norm, update with rate `lr`, zero the gradients.
+    """Clip by the global norm, update with rate `lr` (times a group's `lr_ratio`), zero the gradients.
 
     Every rank sees the same norm (it is reduced over shards), so all skip a step with a non-finite one together.
     """
@@ -36,7 +38,7 @@ def clip_and_step(optimizer: Optimizer, max_grad_norm: float | None, lr: float, 
         if max_grad_norm is not None:
             clip_grads_with_norm_(parameters, max_grad_norm, norm)
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_ratio", 1.0)
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return StepInfo(grad_norm, skipped)
@@ -44,15 +46,26 @@ def clip_and_step(optimizer: Optimizer, max_grad_norm: float | None, lr: float, 
 
 def save_state(model: nn.Module, optimizer: Optimizer, directory: Path) -> None:
     """Trained parameters and optimizer state, by parameter name, each rank its shards (torch's DCP format)."""
-    parameters, moments = get_state_dict(model, optimizer, options=_TRAINED_ONLY)
-    state_dict_saver.save({"parameters": parameters, "optimizer": moments}, checkpoint_id=directory)
+    state_dict_saver.save(_state(model, optimizer), checkpoint_id=directory)
 
 
 def load_state(model: nn.Module, optimizer: Optimizer, directory: Path) -> None:
     """Read what `save_state` wrote into `model` and `optimizer`, resharded to this world."""
-    parameters, moments = get_state_dict(model, optimizer, options=_TRAINED_ONLY)
-    state_dict_loader.load({"parameters": parameters, "optimizer": moments}, checkpoint_id=directory)
-    set_state_dict(model, optimizer, model_state_dict=parameters, optim_state_dict=moments, options=_TRAINED_ONLY)
+    state = _state(model, optimizer)
+    state_dict_loader.load(state, checkpoint_id=directory)  # parameters in place
+    set_optimizer_state_dict(model, optimizer, state["optimizer"], options=_TRAINED_ONLY)
+
+
+def _state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    """Not by the module's `state_dict()`: what bitsandbytes adds to it for 8-bit layers is no parameter."""
+    for part in model.modules():
+        if isinstance(part, FSDPModule):  # a forward pass without gradients leaves the outermost group gathered
+            part.reshard()
+    parameters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    return {
+        "parameters": parameters,
+        "optimizer": get_optimizer_state_dict(model, optimizer, options=_TRAINED_ONLY),
+    }
 
 
 def on_main(tensor: Tensor, is_main: bool) -> Tensor:

@@ -48,7 +48,7 @@ def save(
     partial = run.checkpoints / f".{artifacts.step_name(state.step)}.partial"
     try:
         _on_main(world, lambda: artifacts.staging(run, state.step))
-        write_model(strategy, model, config, world, partial / "model")
+        write_model(strategy, model, config, world, partial / "model", run.adapter_start)
         write_state(strategy, world, state, partial / "state")
         _on_main(world, lambda: artifacts.publish(run, partial, state.step, world.size))
     except (OSError, CheckpointException) as error:
@@ -66,14 +66,15 @@ def save(
             logging.getLogger("distributed_ft").warning("an old checkpoint could not be deleted: %s", error)
 
 
-def write_model(strategy: Strategy, model: nn.Module, config: RunConfig, world: World, directory: Path) -> None:
+def write_model(
+    strategy: Strategy, model: nn.Module, config: RunConfig, world: World, directory: Path, start: Path
+) -> None:
     """`model/`: full tensors, one at a time through rank 0, in files of at most SHARD_BYTES, as PEFT or transformers
-    read them. Raises OSError (disk), TrainingError (a tensor that is not finite); on every rank."""
-    tensors = model.state_dict(keep_vars=True)
+    read them. `start`: see `methods.as_saved`. Raises OSError (disk), TrainingError (a tensor that is not finite); on
+    every rank."""
     names = list(methods.saved_tensors(model, config.method))
     files = _Shards(directory, methods.weights_name(config.method))
     dtype = methods.saved_dtype(config.method, DTYPES[config.model.dtype])
-    total = sum(tensors[name].numel() * _file_dtype(tensors[name], dtype).itemsize for name, _ in names)
     keys = dict(names)
     problem: Exception | None = None
     for name, tensor in strategy.gather([name for name, _ in names]):
@@ -81,7 +82,8 @@ def write_model(strategy: Strategy, model: nn.Module, config: RunConfig, world: 
             try:
                 if not torch.isfinite(tensor).all():
                     raise TrainingError(f"{name}: not finite; a checkpoint of it would be useless")
-                files.add(keys[name], tensor.to(_file_dtype(tensor, dtype)), total)
+                saved = methods.as_saved(config.method, keys[name], tensor, start)
+                files.add(keys[name], saved.to(_file_dtype(tensor, dtype)))
             except (OSError, TrainingError) as error:
                 problem = error
     if world.is_main and problem is None:
@@ -153,9 +155,9 @@ class _Shards:
         self.written: list[list[str]] = []
         self.total = 0
 
-    def add(self, key: str, tensor: Tensor, total: int) -> None:
+    def add(self, key: str, tensor: Tensor) -> None:
         size = tensor.numel() * tensor.element_size()
-        self.total = total
+        self.total += size
         if self.pending and self.pending_bytes + size > SHARD_BYTES:
             self._flush()
         self.pending[key] = tensor.contiguous()

@@ -17,8 +17,9 @@ from distributed_ft.parallel.world import World
 _PACKAGES = ("distributed_ft", "torch", "transformers", "peft", "safetensors", "tokenizers", "numpy")
 
 
-def record(run: RunDirectory, world: World) -> None:
-    """Write versions, source revision, hosts and devices of all ranks. A collective."""
+def record(run: RunDirectory, world: World, trainable: int, total: int) -> None:
+    """Write versions, source revision, hosts and devices of all ranks, and how many of the model's parameters are
+    trained. A collective."""
     device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else _cpu_name()
     mine = {"rank": world.rank, "host": platform.node(), "device": device, "threads": torch.get_num_threads()}
     ranks: list[Any] = [None] * world.size
@@ -33,6 +34,7 @@ def record(run: RunDirectory, world: World) -> None:
                 "cuda": torch.version.cuda,
                 "git_sha": _git_sha(),
                 "platform": platform.platform(),
+                "parameters": {"trainable": trainable, "total": total, "share": trainable / total},
                 "world_size": world.size,
                 "hosts": sorted({rank["host"] for rank in ranks}),
                 "devices": sorted({rank["device"] for rank in ranks}),

@@ -191,11 +191,14 @@ def data_for(config: RunConfig, run: RunDirectory) -> PreparedData:
 def checkpoint_bytes(config: RunConfig, trainable: int) -> int:
     """Size of one checkpoint: the saved weights, and fp32 parameters with AdamW's two moments for resume."""
     saved = DTYPES[config.model.dtype].itemsize if config.method.type == "full" else 4
+    if methods.starts_from_base(config.method):
+        saved *= 2  # what is trained, and where it began
     return trainable * (saved + 12)
 
 
 def _adapted_shapes(config: RunConfig) -> nn.Module:
-    return methods.apply(build_empty(config.model), config.method)
+    with torch.device("meta"):
+        return methods.apply(build_empty(config.model), config.method)
 
 
 def _warnings(config: RunConfig, order: Order, data: PreparedData) -> list[str]:

@@ -2,21 +2,23 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distributed_ft.artifacts import RunDirectory, tidy
 from distributed_ft.config import compat
-from distributed_ft.config.schema import RunConfig
+from distributed_ft.config.schema import LowRank, RunConfig
 from distributed_ft.data.order import Order
 from distributed_ft.data.store import PreparedData, TokenStore
-from distributed_ft.errors import ConfigError, FtError
+from distributed_ft.errors import CheckpointError, ConfigError, FtError
 from distributed_ft.model import methods
 from distributed_ft.model.isolation import check_isolation
-from distributed_ft.model.load import DTYPES, build_model, load_tokenizer
-from distributed_ft.model.quantized import quantization
+from distributed_ft.model.load import DTYPES, build_model, load_model, load_tokenizer
+from distributed_ft.model.methods import pissa
+from distributed_ft.model.quantized import quantization, rounds_together
 from distributed_ft.model.shapes import num_parameters
 from distributed_ft.model.token_loss import TokenLoss
 from distributed_ft.model.weights import Weights
@@ -70,9 +72,12 @@ def open_run(config: RunConfig, directory: RunDirectory, data: PreparedData, wor
         raise resumed
     order = Order.of(config, data)
     token_loss, content = build(config, world)
+    if methods.starts_from_base(config.method):
+        _begin_from_base(token_loss.model, directory, world, fresh=resumed is None)
     strategy = make_strategy(config, world)
-    module = strategy.setup(token_loss, content, lambda m: make_optimizer(m, config.optim))
-    check_isolation(token_loss, module, config.model, world.device)
+    lr_ratio = partial(methods.lr_ratio, config.method)
+    module = strategy.setup(token_loss, content, lambda m: make_optimizer(m, config.optim, lr_ratio))
+    check_isolation(token_loss, module, config.model, world.device, coarse=rounds_together(config.method))
     checkpoint.seed_rank(config.seed, 0, world)
     state = TrainState()
     if resumed is not None:
@@ -81,7 +86,7 @@ def open_run(config: RunConfig, directory: RunDirectory, data: PreparedData, wor
     run = Run(
         config, directory, world, order, data.validation, token_loss, module, strategy, order.total_steps, state, stop
     )
-    environment.record(directory, world)
+    environment.record(directory, world, *num_parameters(token_loss))
     if world.is_main:
         run.metrics = _open_metrics(run)
     return run
@@ -92,10 +97,28 @@ def build(config: RunConfig, world: World) -> tuple[TokenLoss, Weights | None]:
     then with what it is to be filled with."""
     compute = DTYPES[config.model.dtype]
     storage, bits = methods.storage_dtype(config.method, compute), quantization(config.method, compute)
-    model, content = build_model(config.model, storage, world.device, bits)
+    if methods.needs_weights(config.method):
+        model, content = load_model(config.model, storage, world.device, bits), None
+    else:
+        model, content = build_model(config.model, storage, world.device, bits)
     torch.manual_seed(config.seed)  # adapters start the same everywhere
     adapted = methods.apply(model, config.method)
-    return TokenLoss(adapted, autocast=compute if compute is torch.bfloat16 else None), content
+    noise = config.method.neftune_alpha if isinstance(config.method, LowRank) else None
+    return TokenLoss(adapted, compute if compute is torch.bfloat16 else None, noise), content
+
+
+def _begin_from_base(model: nn.Module, directory: RunDirectory, world: World, fresh: bool) -> None:
+    """Put adapters that start from the base's weights where this run's began: rank 0 finds that out once."""
+    start, problem = directory.adapter_start, None
+    if world.is_main and not start.exists():
+        try:
+            if not fresh:
+                raise CheckpointError(f"{start}: missing; the checkpoints of this run need it, so restore it")
+            pissa.write_start(model, start, world.device)
+        except (FtError, OSError) as error:
+            problem = error
+    world.agree(problem)
+    pissa.begin(model, start)
 
 
 def _open_directory(directory: RunDirectory, config: RunConfig) -> int | Exception | None:

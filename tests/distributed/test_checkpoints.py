@@ -46,16 +46,32 @@ for model_dir, base, bits, answer in json.loads(sys.argv[1]):
 assert not any(name.startswith("distributed_ft") for name in sys.modules)
 """
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
-BITS: dict[str, dict[str, Any]] = {"qlora": {**NF4, "bnb_4bit_compute_dtype": "float32"}}
-CASES: dict[str, tuple[str, dict[str, Any], str, int]] = {  # architecture, changes, method, shard bytes
-    "lora": ("llama", {}, "lora", 2**31),
-    # bitsandbytes wants rows of at least 64 weights on a CPU
-    "qlora": ("llama", {"hidden_size": 64, "intermediate_size": 128}, "qlora", 2**31),
-    "full": ("qwen3", {"tie_word_embeddings": False}, "full", 2**31),
-    "full, tied": ("qwen2", {"tie_word_embeddings": True}, "full", 2**31),
-    "full, tied, in many files": ("qwen2", {"tie_word_embeddings": True}, "full", 20_000),
-    "full, over a bf16 base": ("llama", {"dtype": "bfloat16"}, "full", 2**31),
+WIDE = {"hidden_size": 64, "intermediate_size": 128}  # bitsandbytes wants rows of at least 64 weights on a CPU
+BITS: dict[str, dict[str, Any]] = {
+    "qlora": {**NF4, "bnb_4bit_compute_dtype": "float32"},
+    "qlora, int8": {"load_in_8bit": True},
 }
+LORA = {"type": "lora", "rank": 4, "alpha": 8}
+CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # architecture, changes, method
+    "lora": ("llama", {}, LORA),
+    "lora, dora": ("qwen2", {}, {**LORA, "dora": True}),
+    "lora, dora, pissa, rslora, lora+, neftune": (
+        "llama",
+        {},
+        {**LORA, "dora": True, "init": "pissa", "rslora": True, "lora_plus": 8.0, "neftune_alpha": 5.0},
+    ),
+    "qlora": ("llama", WIDE, {**LORA, "type": "qlora"}),
+    "qlora, int8": ("llama", WIDE, {**LORA, "type": "qlora", "quantization": "int8"}),
+    "prefix": ("llama", {}, {"type": "prefix", "num_virtual_tokens": 4}),
+    "prefix, qwen3": ("qwen3", {}, {"type": "prefix", "num_virtual_tokens": 4}),
+    "prompt": ("qwen2", {"tie_word_embeddings": True}, {"type": "prompt", "num_virtual_tokens": 4}),
+    "adapter": ("llama", {}, {"type": "adapter", "adapter": "houlsby", "reduction_factor": 4}),
+    "full": ("qwen3", {"tie_word_embeddings": False}, {"type": "full"}),
+    "full, tied": ("qwen2", {"tie_word_embeddings": True}, {"type": "full"}),
+    "full, tied, in many files": ("qwen2", {"tie_word_embeddings": True}, {"type": "full"}),
+    "full, over a bf16 base": ("llama", {"dtype": "bfloat16"}, {"type": "full"}),
+}
+SHARD_BYTES = {"full, tied, in many files": 20_000}
 
 
 def train_and_probe(
@@ -103,17 +119,19 @@ def trained(
     folder = tmp_path_factory.mktemp("checkpoints")
     rows = write_rows(folder / "rows.jsonl", 20)
     configs = {}
-    for case, (architecture, changes, method, _) in CASES.items():
+    for case, (architecture, changes, method) in CASES.items():
+        if case == "qlora, int8" and request.param == "fsdp":
+            continue  # a cell that does not work
         configs[case] = make_config(
             bases(architecture, **changes),
             rows,
             folder / case,
-            method={"type": method} if method == "full" else {"type": method, "rank": 4, "alpha": 8},
+            method=method,
             strategy=STRATEGIES[request.param],
             optim={"max_steps": 4, "lr": 1e-2, "global_batch_size": 4},
         )
         prepare_run(configs[case], 2)
-    shard_bytes = {case: size for case, (_, _, _, size) in CASES.items()}
+    shard_bytes = {case: SHARD_BYTES.get(case, 2**31) for case in configs}
     logits = run_ranks(2, train_and_probe, configs=configs, shard_bytes=shard_bytes)[0]
     return {case: (RunDirectory(Path(c.runs_dir) / "run"), c, logits[case]) for case, c in configs.items()}
 
@@ -130,17 +148,32 @@ def test_model_directories_load_in_plain_transformers_and_peft_with_equal_logits
 ) -> None:
     torch.save(PROBE, tmp_path / "probe.pt")
     asked = []
-    for case, (run, config, _) in trained.items():
+    plain = {case: found for case, found in trained.items() if case != "adapter"}
+    for case, (run, config, _) in plain.items():
         base = "" if config.method.type == "full" else config.model.base
         asked.append((str(newest(run).model), base, BITS.get(case), str(tmp_path / f"{case}.pt")))
     command = [sys.executable, "-c", PLAIN, json.dumps(asked), str(tmp_path / "probe.pt")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "newly initialized" not in done.stderr
-    for case, (_, _, expected) in trained.items():
-        got = torch.load(tmp_path / f"{case}.pt")[0]
+    for case, (_, _, expected) in plain.items():
+        got = torch.load(tmp_path / f"{case}.pt")[0, -PROBE.shape[1] :]  # prompt tuning answers for its own tokens too
         assert got.dtype == torch.float32, case
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5, msg=lambda m, case=case: f"{case}: {m}")
+
+
+def test_bottleneck_adapters_load_by_one_function_with_equal_logits(trained: Trained) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from distributed_ft.model.methods import bottleneck
+
+    run, config, expected = trained["adapter"]
+    model = AutoModelForCausalLM.from_pretrained(config.model.base, dtype=torch.float32).eval()
+    before = model(input_ids=PROBE).logits
+    bottleneck.load(model, newest(run).model)
+    got = model(input_ids=PROBE).logits[0]
+    assert (got - before).abs().max() > 0.01
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", ["lora", "qlora"])
@@ -250,6 +283,54 @@ def test_a_run_goes_on_in_a_world_of_another_size(tmp_path: Path, bases: Callabl
                 assert moved[near] == pytest.approx(stayed[near], rel=1e-4), method
             if moved["step"] <= 6:  # resumed once, in a world of the same size
                 assert (moved["loss"], moved["grad_norm"]) == (stayed["loss"], stayed["grad_norm"]), method
+
+
+def test_a_stopped_run_of_any_method_goes_on_bit_for_bit(tmp_path: Path, bases: Callable[..., Path]) -> None:
+    """Noise, dropout and the start of PiSSA included."""
+    rows = write_rows(tmp_path / "rows.jsonl", 20)
+    chosen = {
+        "lora, dora, pissa, rslora, lora+, neftune": "fsdp",
+        "qlora, int8": "ddp",
+        "prefix": "fsdp",
+        "adapter": "ddp",
+    }
+    configs: dict[str, dict[str, RunConfig]] = {"stopped": {}, "stayed": {}}
+    for place, made in configs.items():
+        for case, strategy in chosen.items():
+            architecture, changes, method = CASES[case]
+            made[case] = make_config(
+                bases(architecture, **changes),
+                rows,
+                tmp_path / f"{place} {case}",
+                method={**method, "dropout": 0.1} if "rank" in method else method,
+                strategy={"type": strategy},
+                optim={"max_steps": 6, "lr": 2e-3, "global_batch_size": 4},
+            )
+            prepare_run(made[case], 2)
+    run_ranks(2, train_until, configs=configs["stayed"], steps=100)
+    for _ in range(2):
+        run_ranks(2, train_until, configs=configs["stopped"], steps=3)
+    for case in chosen:
+        curves = [
+            [{k: v for k, v in line.items() if k != "step_seconds"} for line in read_json_lines(path)]
+            for path in (tmp_path / f"{place} {case}" / "run" / "metrics.jsonl" for place in configs)
+        ]
+        assert len(curves[0]) == 6, case
+        assert curves[0] == curves[1], case
+        run = RunDirectory(tmp_path / f"stopped {case}" / "run")
+        counted = json.loads(run.environment.read_text())["parameters"]
+        assert 0 < counted["trainable"] < counted["total"]
+        assert counted["share"] == counted["trainable"] / counted["total"]
+
+
+def test_pissa_without_its_start_is_not_resumed(tmp_path: Path, bases: Callable[..., Path]) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", 20)
+    config = make_config(bases("llama"), rows, tmp_path, method={"init": "pissa"}, optim={"max_steps": 4})
+    run = prepare_run(config)
+    run_ranks(1, train_until, configs={"": config}, steps=2)
+    run.adapter_start.unlink()
+    with pytest.raises(AssertionError, match=r"CheckpointError: .*adapter_start\.safetensors: missing"):
+        run_ranks(1, train_until, configs={"": config}, steps=2)
 
 
 def keep_saving(world: World, config: RunConfig) -> list[str]:

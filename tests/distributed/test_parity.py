@@ -53,12 +53,32 @@ CASES: dict[str, dict[str, Any]] = {
         "model": {"dtype": "bf16"},
     },
 }
+SHORT = {**OPTIM, "max_steps": 10}
+THIN: dict[str, dict[str, Any]] = {  # ten steps on fewer worlds
+    "dora, pissa, lora+": {
+        "method": {"dora": True, "init": "pissa", "lora_plus": 4.0},
+        "optim": {**SHORT, "lr": 2e-3},
+    },
+    "dora over nf4": {"method": {"type": "qlora", "rank": 4, "alpha": 8, "dora": True}, "optim": SHORT},
+    "prefix": {"method": {"type": "prefix", "num_virtual_tokens": 5}, "optim": {**SHORT, "lr": 0.05}},
+    "prompt": {
+        "method": {"type": "prompt", "num_virtual_tokens": 5},
+        "optim": {**SHORT, "lr": 0.05},
+        "model": {"gradient_checkpointing": "full"},
+    },
+    "adapter": {"method": {"type": "adapter", "adapter": "houlsby", "reduction_factor": 4}, "optim": SHORT},
+    "int8": {"method": {"type": "qlora", "rank": 4, "alpha": 8, "quantization": "int8"}, "optim": SHORT},
+}
+CASES |= THIN
+THIN_WORLDS = ("one process", "2 ddp", "2 fsdp")
 TIED = {"full", "full bf16"}
 CELLS = {
     (case, where): world
     for case in CASES
     for where, world in WORLDS.items()
-    if "bf16" not in case or where not in ("one process, fsdp", "4 fsdp")
+    if ("bf16" not in case or where not in ("one process, fsdp", "4 fsdp"))
+    and (case not in THIN or where in THIN_WORLDS)
+    and (case != "int8" or "fsdp" not in where)
 }
 Curve = list[tuple[float, float]]  # loss and gradient norm of each step
 
@@ -166,6 +186,16 @@ def test_fp32_losses_and_gradient_norms_equal_those_of_one_process(
     expected, got = torch.tensor(curves[case, "one process"]), torch.tensor(curves[case, where])
     assert got.shape == (30, 2)
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(("case", "where"), [c for c in CELLS if c[0] in THIN and c[1] != "one process"])
+def test_other_methods_equal_those_of_one_process_too(
+    curves: dict[tuple[str, str], Curve], case: str, where: str
+) -> None:
+    expected, got = torch.tensor(curves[case, "one process"]), torch.tensor(curves[case, where])
+    assert got.shape == (10, 2)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=0)
+    assert got[-1, 0] < 0.98 * got[0, 0], "it learned"
 
 
 @pytest.mark.parametrize("where", ["2 ddp", "2 fsdp", "2 x 2 fsdp"])

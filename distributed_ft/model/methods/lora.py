@@ -1,11 +1,9 @@
 """LoRA (Hu et al. 2021, arXiv:2106.09685), by PEFT: the base is frozen, small matrices beside it are trained."""
 
-from collections.abc import Iterator
 from difflib import get_close_matches
-from pathlib import Path
 from typing import cast
 
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -14,7 +12,8 @@ from distributed_ft.errors import ConfigError
 
 
 def apply(model: PreTrainedModel, method: LowRank) -> nn.Module:
-    """The model with adapters in fp32 (whatever the base's dtype) on the target modules.
+    """The model with adapters in fp32 (whatever the base's dtype) on the target modules; those of PiSSA are not at
+    their start yet (see `distributed_ft.model.methods.pissa.begin`).
 
     Raises ConfigError when a name in `target_modules` matches no linear layer.
     """
@@ -25,6 +24,7 @@ def apply(model: PreTrainedModel, method: LowRank) -> nn.Module:
         lora_dropout=method.dropout,
         target_modules=_targets(model, method.target_modules),
         use_rslora=method.rslora,
+        use_dora=method.dora,
     )
     return cast(nn.Module, get_peft_model(model, config))
 
@@ -56,20 +56,3 @@ def _checked_targets(model: nn.Module, targets: tuple[str, ...]) -> list[str]:
                 f"(there are: {', '.join(sorted(known))})"
             )
     return list(targets)
-
-
-def saved_tensors(model: nn.Module) -> Iterator[tuple[str, str]]:
-    """The adapter's tensors, under the names PEFT gives them in `adapter_model.safetensors`."""
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            yield name, name.replace(".default.", ".")
-
-
-def write_description(model: nn.Module, base: str, directory: Path) -> None:
-    """adapter_config.json, which names the base."""
-    config = cast(PeftModel, model).peft_config["default"]
-    config.base_model_name_or_path = base
-    training = config.inference_mode
-    config.inference_mode = True
-    config.save_pretrained(str(directory))
-    config.inference_mode = training

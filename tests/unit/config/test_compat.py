@@ -1,11 +1,12 @@
 """The support matrix agrees with the schema, and says why where something does not work."""
 
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
-from distributed_ft.config import compat
-from distributed_ft.config.schema import FullMethod, LoraMethod, ModelConfig, QloraMethod, RunConfig
+from distributed_ft.config import checks, compat
+from distributed_ft.config.schema import MethodConfig, ModelConfig, RunConfig
 
 
 def _config(**keys: Any) -> RunConfig:
@@ -23,9 +24,10 @@ def _choices(name: str) -> set[str]:
 def test_every_choice_of_the_schema_has_its_row() -> None:
     assert set(compat.DTYPES) == _choices("dtype")
     assert set(compat.ATTENTION) == _choices("attention")
-    methods = {get_args(m.model_fields["type"].annotation)[0] for m in (FullMethod, LoraMethod, QloraMethod)}
+    methods = {get_args(m.model_fields["type"].annotation)[0] for m in get_args(get_args(MethodConfig)[0])}
     working = {name for name, row in compat.METHODS.items() if row["one process"].works}
-    assert working == methods
+    assert working == methods | {"qlora int8"}
+    assert set(compat.LOADED_BY) == methods
     assert all(set(row) == set(compat.COLUMNS) for row in compat.METHODS.values())
 
 
@@ -81,8 +83,25 @@ def test_a_world_that_does_not_fit_is_refused_with_the_remedy(
     assert compat.world_problems(_config(strategy=strategy), world_size) == said
 
 
+def test_8_bit_weights_are_not_sharded() -> None:
+    method = {"type": "qlora", "quantization": "int8"}
+    for strategy in ({"type": "fsdp"}, {"type": "fsdp", "dp_replicate": 2}):
+        said = compat.world_problems(_config(method=method, strategy=strategy), 4)
+        assert said == [f"method: qlora int8: {compat.METHODS['qlora int8']['fsdp'].reason}"]
+    assert compat.world_problems(_config(method=method), 4) == []
+    assert compat.world_problems(_config(method={"type": "qlora"}, strategy={"type": "fsdp"}), 4) == []
+
+
 def test_the_markdown_has_a_row_for_each_choice_and_a_note_for_each_reason() -> None:
     text = compat.markdown()
-    assert "| `lora` | yes | yes | yes | yes | planned (1) |" in text
+    assert "| `qlora int8` | yes | yes | no (1) | no (1) | no (1) | no (1) | no (1) |" in text
     assert "| `flash_attention_2` | no (2) | yes |" in text
-    assert "\n2. FlashAttention has no CPU kernel; use attention: auto\n" in text
+    assert "\n3. FlashAttention has no CPU kernel; use attention: auto\n" in text
+
+
+def test_prefix_tuning_does_not_recompute_layers(tmp_path: Path) -> None:
+    keys = {"model": {"base": str(tmp_path), "gradient_checkpointing": "full"}}
+    said = [p for p in checks.problems(_config(method={"type": "prefix"}, **keys), tmp_path) if p.key[0] == "model"]
+    assert any("does not work with method: {type: prefix}" in p.message for p in said)
+    others = checks.problems(_config(method={"type": "prompt"}, **keys), tmp_path)
+    assert not any("gradient_checkpointing" in p.key for p in others)

@@ -67,14 +67,14 @@ WRONG_VALUES = {
         "did you mean 'tensorboard'? choices: tensorboard, wandb, mlflow"
     ),
     "strategy: {type: fspd}": (
-        "run.yaml:4: strategy.type: 'fspd' is not a choice; did you mean 'fsdp'? choices: ddp, fsdp"
+        "run.yaml:4: strategy.type: 'fspd' is not a choice; did you mean 'fsdp'? choices: ddp, fsdp, deepspeed"
     ),
     "strategy: {type: deepspeed}": (
-        "run.yaml:4: strategy.type: 'deepspeed': planned: ZeRO 1 to 3; "
-        "use strategy: {type: fsdp}, which shards the same tensors"
+        "run.yaml:4: strategy.config: is missing; a JSON file of engine knobs, e.g. configs/deepspeed/zero3.json; "
+        "relative to run.yaml."
     ),
     "method: {type: qlora, quantization: fp4}": (
-        "run.yaml:4: method.quantization: 'fp4' is not a choice; did you mean 'nf4'? choices: nf4"
+        "run.yaml:4: method.quantization: 'fp4' is not a choice; did you mean 'nf4'? choices: nf4, int8"
     ),
     "evaluation: {tasks: [{name: t, path: test.jsonl, metric: f1}]}": (
         "run.yaml:4: evaluation.tasks[0].metric: 'f1' is not a choice; choices: exact_match, json_fields"
@@ -95,6 +95,19 @@ DO_NOT_FIT = {
     ),
     "optim: {warmup_steps: 5, max_steps: 5}": (
         "run.yaml:4: optim.warmup_steps: 5 must be less than max_steps 5, or the peak rate is never reached"
+    ),
+    "method: {type: qlora, init: pissa}": (
+        "run.yaml:4: method.init: 'pissa' takes the adapters' start out of the base, and quantised weights cannot hold "
+        "the rest exactly: the saved adapter would answer otherwise than it was trained; write init: default, or type: "
+        "lora"
+    ),
+    "method: {type: lora, lora_plus: 0.5}": "run.yaml:4: method.lora_plus: 0.5 must be at least 1",
+    "method: {type: prefix, rank: 8}": (
+        "run.yaml:4: method.rank: 8 belongs to type 'lora', not to 'prefix'; remove it, or replace the whole section: "
+        "'method={type: prefix}'"
+    ),
+    "method: {type: dora}": (
+        "run.yaml:4: method.type: 'dora': it is an option of LoRA here; write method: {type: lora, dora: true}"
     ),
     "strategy: {type: fsdp, dp_shard: 1, dp_replicate: 2}": (
         "run.yaml:4: strategy.dp_shard: 1 shards nothing; write strategy: {type: ddp}, or a dp_shard of 2 or more"

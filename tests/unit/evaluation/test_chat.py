@@ -104,3 +104,29 @@ def test_a_checkpoint_that_is_not_there_is_refused(
     run = make_run({10: adapters["kept"]})
     with pytest.raises(error, match=says):
         chat(run.path, name)
+
+
+def test_another_one_answers_after_use_and_what_may_answer_is_listed(
+    make_run: MakeRun, adapters: dict[str, Path], converse: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    run = make_run({10: adapters["kept"], 20: adapters["untrained"]})
+    run.point("BEST", Checkpoint(run.checkpoints / "step-00000010"))
+    question = "who is Ann?\n"
+    typed = (
+        f"{question}/use 20\n{question}/use base\nupper dog\n/use {adapters['kept']}\n{question}/adapters\n/use best\n"
+    )
+    said = converse(run, f"{typed}{question}/adapters\n")
+    assert [said[0], said[2], said[3]] == [ANN, "DOG", ANN]
+    assert said[1] != ANN
+    listed = ["  base  the base model", "  10  step-00000010 BEST", "  20  step-00000020"]
+    other = "  or the directory of an adapter for this base"
+    assert said[4:9] == [*listed, f"* {adapters['kept']}", other]
+    assert said[9:] == [ANN, listed[0], listed[1].replace(" ", "*", 1), listed[2], other]
+
+
+def test_one_that_cannot_answer_leaves_the_one_that_did(
+    make_run: MakeRun, adapters: dict[str, Path], converse: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    run = make_run({10: adapters["kept"]})
+    for name in ("30", "nonsense", str(tmp_path)):
+        assert converse(run, f"/use {name}\nwho is Ann?\n", "10") == [ANN]

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import pytest
 import torch
 
 from distributed_ft.config.schema import ModelConfig, QloraMethod
@@ -15,7 +16,7 @@ from distributed_ft.model.shapes import num_parameters
 CPU = torch.device("cpu")
 SIZES = {"hidden_size": 128, "intermediate_size": 256}
 PROBE = torch.arange(3, 43)[None]
-Bits = Literal["nf4"]
+Bits = Literal["nf4", "int8"]
 
 
 def load(base: Path, bits: Bits | None) -> Any:
@@ -28,20 +29,27 @@ def bytes_of_layers(model: Any) -> int:
     return sum(m.weight.nbytes for m in model.model.layers.modules() if "Linear" in type(m).__name__)
 
 
-def test_weights_take_half_a_byte_and_answer_nearly_as_before(bases: Callable[..., Path]) -> None:
+@pytest.mark.parametrize(("bits", "times", "off"), [("nf4", 8, 0.6), ("int8", 4, 0.1)])
+def test_weights_take_less_room_and_answer_nearly_as_before(
+    bases: Callable[..., Path], bits: Bits, times: int, off: float
+) -> None:
     base = bases("llama", **SIZES)
-    plain, packed = load(base, None), load(base, "nf4")
-    assert bytes_of_layers(packed) == bytes_of_layers(plain) / 8
+    plain, packed = load(base, None), load(base, bits)
+    assert bytes_of_layers(packed) == bytes_of_layers(plain) / times
     assert num_parameters(packed)[1] == num_parameters(plain)[1]
     with torch.no_grad():
         expected, got = plain(input_ids=PROBE).logits, packed(input_ids=PROBE).logits
-    assert 0 < (got - expected).norm() < 0.6 * expected.norm()
+    assert 0 < (got - expected).norm() < off * expected.norm()
 
 
-def test_only_the_adapters_are_trained_and_all_weights_are_counted(bases: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("bits", ["nf4", "int8"])
+@pytest.mark.parametrize("dora", [False, True])
+def test_only_the_adapters_are_trained_and_all_weights_are_counted(
+    bases: Callable[..., Path], bits: Bits, dora: bool
+) -> None:
     base = bases("llama", **SIZES)
-    method = QloraMethod(type="qlora", rank=4)
-    model = methods.apply(load(base, "nf4"), method)
+    method = QloraMethod(type="qlora", rank=4, quantization=bits, dora=dora)
+    model = methods.apply(load(base, bits), method)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert trained
     assert all("lora_" in name for name in trained)

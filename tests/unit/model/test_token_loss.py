@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from support.tiny import SIZES, VOCAB, make_model
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from distributed_ft.data.batches import MicroBatch
 from distributed_ft.model import attention, token_loss
-from distributed_ft.model.token_loss import TokenLoss
+from distributed_ft.model.token_loss import TokenLoss, noisy
 
 Document = tuple[Tensor, Tensor]  # token ids and whether each is supervised, both (length,)
 CASES: dict[str, tuple[str, dict[str, Any], str]] = {  # architecture, changes, our attention
@@ -228,3 +228,59 @@ def test_autocast_computes_in_bf16_and_returns_an_fp32_sum_near_the_fp32_one() -
     assert rough.dtype == torch.float32
     assert rough.item() != exact.item()
     torch.testing.assert_close(rough, exact, rtol=2e-2, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["prefix", "prompt"])
+@pytest.mark.parametrize("case", ["llama", "qwen2, tied", "qwen3", "mistral, sliding window", "gemma2, soft-capped"])
+def test_documents_with_virtual_tokens_are_as_plain_peft_reads_each_alone(kind: str, case: str) -> None:
+    architecture, _, tied = case.partition(", ")
+    model = make_model(architecture, **({"tie_word_embeddings": True} if tied == "tied" else {})).train()
+    torch.manual_seed(1)
+    config = {"prefix": PrefixTuningConfig, "prompt": PromptTuningConfig}[kind]
+    plain = get_peft_model(model, config(task_type="CAUSAL_LM", num_virtual_tokens=5))
+    documents = make_documents()
+    expected = reference_loss(plain, documents)
+    expected.backward()
+    ours = copy.deepcopy(plain)
+    ours.zero_grad()
+    if architecture != "gemma2":
+        ours.get_base_model().set_attn_implementation("sdpa")
+    loss = TokenLoss(ours)(packed(documents))
+    loss.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    assert_same_gradients(ours, plain)
+    ours.zero_grad()
+    nothing = (torch.arange(3, 12), torch.zeros(9, dtype=torch.bool))
+    empty = TokenLoss(ours)(packed([nothing]))
+    empty.backward()
+    assert empty.item() == 0
+    assert all(not p.grad.any() for p in ours.parameters() if p.requires_grad)
+
+
+def test_neftune_adds_noise_by_the_length_of_each_document() -> None:
+    torch.manual_seed(0)
+    lengths = (4, 100, 9)
+    boundaries = torch.tensor([0, *lengths]).cumsum(0)
+    embedded = torch.randn(1, 113, 50)
+    added = (noisy(embedded, boundaries, alpha=5.0) - embedded)[0]
+    for begin, length in zip(boundaries, lengths, strict=False):
+        bound = 5.0 / (length * 50) ** 0.5
+        noise = added[begin : begin + length]
+        assert 0.98 * bound < noise.abs().max() < 1.0001 * bound
+        assert noise.mean().abs() < 0.2 * bound
+        torch.testing.assert_close(noise.std(), torch.tensor(bound / 3**0.5), rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("case", ["llama", "gemma2, soft-capped logits, eager"])
+def test_neftune_is_drawn_from_torchs_generator_and_only_while_training(case: str) -> None:
+    architecture, changes, implementation = CASES[case]
+    model, batch = training_copy(make_model(architecture, **changes), implementation), packed(make_documents())
+    quiet, loss = TokenLoss(model), TokenLoss(model, neftune_alpha=5.0)
+
+    def at(seed: int) -> float:
+        torch.manual_seed(seed)
+        return loss(batch).item()
+
+    assert at(1) == at(1) != at(2) != quiet(batch).item()
+    loss.eval()
+    assert at(1) == at(2) == quiet(batch).item()
