@@ -160,7 +160,9 @@ class TaskResult(Record):
 
 
 def resume_command(path: Path, num_processes: int) -> str:
-    """The command that continues a run on as many local processes as it has now."""
+    """The command that continues a run on as many local processes as it has now, or as `dft train` says it."""
+    if "DFT_AGAIN" in os.environ:
+        return os.environ["DFT_AGAIN"]
     return f"dft train {shlex.quote(str(path))}" + (f" --nproc {num_processes}" if num_processes > 1 else "")
 
 

@@ -6,7 +6,7 @@ A cell that cannot work carries its reason. `planned: …` is what the error say
 from dataclasses import dataclass
 from typing import Literal
 
-from distributed_ft.config.schema import FsdpStrategy, RunConfig
+from distributed_ft.config.schema import DeepspeedStrategy, FsdpStrategy, LauncherStrategy, RunConfig
 
 Device = Literal["cpu", "cuda"]
 Column = Literal["one process", "ddp", "fsdp", "fsdp hybrid", "deepspeed"]
@@ -60,8 +60,6 @@ PLANNED: dict[tuple[str, str], str] = {
     ): "planned: its scales lie outside the tensor, unsharded and unsaved; use nf4",
     ("method.type", "dora"): "planned: weight-decomposed LoRA; use method: {type: lora}",
     ("method.type", "prefix"): "planned: prefix tuning; use method: {type: lora}",
-    ("strategy.type", "deepspeed"): _DEEPSPEED.reason,
-    ("strategy.type", "launcher"): "planned: taken from `accelerate launch`; use strategy: {type: fsdp} or {type: ddp}",
     ("strategy.type", "fsdp2"): "it is called fsdp here (and is torch's FSDP2); write strategy: {type: fsdp}",
     ("model.dtype", "fp16"): "not supported: it needs loss scaling and overflows easily; use bf16 or fp32",
     ("model.dtype", "bfloat16"): "it is called bf16 here; write dtype: bf16",
@@ -78,6 +76,8 @@ def reason(key: str, value: str) -> str | None:
 
 def column(config: RunConfig, world_size: int) -> Column:
     """The strategy's column of the matrix."""
+    if isinstance(config.strategy, DeepspeedStrategy):
+        return "deepspeed"
     if isinstance(config.strategy, FsdpStrategy):
         return "fsdp hybrid" if config.strategy.dp_replicate > 1 else "fsdp"
     return "ddp" if world_size > 1 else "one process"
@@ -97,7 +97,8 @@ def world_problems(config: RunConfig, world_size: int, fresh: bool = True) -> li
 
     A run that is resumed (not `fresh`) may have any number of them: ranks then get uneven shares of a batch.
     """
-    cell = METHODS[config.method.type][column(config, world_size)]
+    unknown = isinstance(config.strategy, LauncherStrategy)  # until the processes start
+    cell = WORKS if unknown else METHODS[config.method.type][column(config, world_size)]
     problems = [] if cell.works else [f"method.type: {config.method.type}: {cell.reason}"]
     whole, micro = config.optim.global_batch_size, config.optim.micro_batch_size
     unit = micro * world_size
@@ -124,29 +125,46 @@ def world_problems(config: RunConfig, world_size: int, fresh: bool = True) -> li
     return problems
 
 
+def tables() -> dict[str, dict[str, dict[str, str]]]:
+    """Table -> row -> column -> why it does not work, the empty string where it does."""
+    devices: tuple[Device, ...] = ("cpu", "cuda")
+    return {
+        "method": {name: {c: row[c].reason for c in COLUMNS} for name, row in METHODS.items()},
+        "dtype": {name: {d: row[d].reason for d in devices} for name, row in DTYPES.items()},
+        "attention": {name: {d: row[d].reason for d in devices} for name, row in ATTENTION.items()},
+    }
+
+
 def markdown() -> str:
     """The matrix as Markdown tables, for the README."""
-    devices: tuple[Device, ...] = ("cpu", "cuda")
     notes: list[str] = []
-    parts = [
-        _table("method", COLUMNS, {m: [row[c] for c in COLUMNS] for m, row in METHODS.items()}, notes),
-        _table("dtype", devices, {d: [row[c] for c in devices] for d, row in DTYPES.items()}, notes),
-        _table("attention", devices, {a: [row[c] for c in devices] for a, row in ATTENTION.items()}, notes),
-        "\n".join(f"{number}. {note}" for number, note in enumerate(notes, 1)),
-    ]
-    return "\n\n".join(parts) + "\n"
+    parts = []
+    for corner, rows in tables().items():
+        lines = [" | ".join((corner, *next(iter(rows.values())))), "---|" * len(next(iter(rows.values()))) + "---"]
+        lines += [" | ".join((f"`{name}`", *(_mark(why, notes) for why in row.values()))) for name, row in rows.items()]
+        parts.append("\n".join(f"|{line}|" if line.startswith("---") else f"| {line} |" for line in lines))
+    return "\n\n".join([*parts, _numbered(notes)]) + "\n"
 
 
-def _table(corner: str, columns: tuple[str, ...], rows: dict[str, list[Cell]], notes: list[str]) -> str:
-    lines = [f"| {corner} | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for name, cells in rows.items():
-        lines.append(f"| `{name}` | " + " | ".join(_mark(cell, notes) for cell in cells) + " |")
-    return "\n".join(lines)
+def text() -> str:
+    """The matrix in aligned columns, for a terminal."""
+    notes: list[str] = []
+    parts = []
+    for corner, rows in tables().items():
+        lines = [(corner, *next(iter(rows.values())))]
+        lines += [(name, *(_mark(why, notes) for why in row.values())) for name, row in rows.items()]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        parts.append("\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines))
+    return "\n\n".join([*parts, _numbered(notes)])
 
 
-def _mark(cell: Cell, notes: list[str]) -> str:
-    if cell.works:
+def _numbered(notes: list[str]) -> str:
+    return "\n".join(f"{number}. {note}" for number, note in enumerate(notes, 1))
+
+
+def _mark(reason: str, notes: list[str]) -> str:
+    if not reason:
         return "yes"
-    if cell.reason not in notes:
-        notes.append(cell.reason)
-    return f"{'planned' if cell.reason.startswith('planned') else 'no'} ({notes.index(cell.reason) + 1})"
+    if reason not in notes:
+        notes.append(reason)
+    return f"{'planned' if reason.startswith('planned') else 'no'} ({notes.index(reason) + 1})"

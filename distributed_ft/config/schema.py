@@ -119,7 +119,22 @@ class FsdpStrategy(Section):
     reshard_after_forward: bool = Field(True, description="Free gathered weights after each layer's forward pass.")
 
 
-StrategyConfig = Annotated[DdpStrategy | FsdpStrategy, Field(discriminator="type")]
+class DeepspeedStrategy(Section):
+    """Optimizer state, gradients and parameters are partitioned by stage (DeepSpeed ZeRO 1 to 3)."""
+
+    type: Literal["deepspeed"]
+    config: str = Field(min_length=1, description="DeepSpeed's own JSON (engine knobs only); relative to run.yaml.")
+
+
+class LauncherStrategy(Section):
+    """What the file of `accelerate launch` says: see `distributed_ft.config.launched`."""
+
+    type: Literal["launcher"]
+
+
+# What a process trains by; `launcher` becomes one of them when it starts.
+SettledStrategy = DdpStrategy | FsdpStrategy | DeepspeedStrategy
+StrategyConfig = Annotated[SettledStrategy | LauncherStrategy, Field(discriminator="type")]
 
 
 class OptimConfig(Section):

@@ -12,7 +12,7 @@ from typing import Protocol, assert_never
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from distributed_ft.config.schema import DdpStrategy, FsdpStrategy, StrategyConfig
+from distributed_ft.config.schema import DdpStrategy, DeepspeedStrategy, FsdpStrategy, LauncherStrategy, StrategyConfig
 from distributed_ft.parallel.world import World
 
 MakeOptimizer = Callable[[nn.Module], Optimizer]
@@ -74,5 +74,9 @@ def make_strategy(config: StrategyConfig, world: World, max_grad_norm: float | N
             return Ddp(world, max_grad_norm)
         case FsdpStrategy():
             return Fsdp(config, world, max_grad_norm, bf16)
+        case DeepspeedStrategy():
+            raise NotImplementedError("DeepSpeed")
+        case LauncherStrategy():
+            raise AssertionError("config.launched settles it before a world is formed")
         case _:
             assert_never(config)

@@ -67,11 +67,12 @@ WRONG_VALUES = {
         "did you mean 'tensorboard'? choices: tensorboard, wandb, mlflow"
     ),
     "strategy: {type: fspd}": (
-        "run.yaml:4: strategy.type: 'fspd' is not a choice; did you mean 'fsdp'? choices: ddp, fsdp"
+        "run.yaml:4: strategy.type: 'fspd' is not a choice; did you mean 'fsdp'? "
+        "choices: ddp, fsdp, deepspeed, launcher"
     ),
-    "strategy: {type: deepspeed}": (
-        "run.yaml:4: strategy.type: 'deepspeed': planned: ZeRO 1 to 3; "
-        "use strategy: {type: fsdp}, which shards the same tensors"
+    "strategy: {type: fsdp2}": (
+        "run.yaml:4: strategy.type: 'fsdp2': it is called fsdp here (and is torch's FSDP2); "
+        "write strategy: {type: fsdp}"
     ),
     "method: {type: qlora, quantization: fp4}": (
         "run.yaml:4: method.quantization: 'fp4' is not a choice; did you mean 'nf4'? choices: nf4"
