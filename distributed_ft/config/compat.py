@@ -4,9 +4,10 @@ A cell that cannot work carries its reason. `planned: …` is what the error say
 """
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal
 
-from distributed_ft.config.schema import DeepspeedStrategy, FsdpStrategy, LauncherStrategy, RunConfig
+from distributed_ft.config.schema import DeepspeedStrategy, FsdpStrategy, LauncherStrategy, QloraMethod, RunConfig
 
 Device = Literal["cpu", "cuda"]
 Column = Literal["one process", "ddp", "fsdp", "fsdp hybrid", "deepspeed"]
@@ -90,6 +91,33 @@ def device_problems(config: RunConfig, device: Device) -> list[str]:
         (f"model.attention: {config.model.attention}", ATTENTION[config.model.attention][device]),
     ]
     return [f"{name}: {cell.reason}" for name, cell in cells if not cell.works]
+
+
+def missing_packages(config: RunConfig) -> list[str]:
+    """Optional packages that a valid config needs and that are not installed: `key: value: reason; remedy`."""
+    method, strategy, attention = config.method, config.strategy, config.model.attention
+    needed: list[tuple[bool, str, str, str, str]] = [  # when, key and value, module, package, what to use instead
+        (isinstance(method, QloraMethod), f"method.type: {method.type}", "bitsandbytes", "bitsandbytes", "lora"),
+        (
+            isinstance(strategy, DeepspeedStrategy),
+            f"strategy.type: {strategy.type}",
+            "deepspeed",
+            "deepspeed",
+            "strategy: {type: fsdp}",
+        ),
+        (
+            attention == "flash_attention_2",
+            f"model.attention: {attention}",
+            "flash_attn",
+            "flash-attn",
+            "attention: auto",
+        ),
+    ]
+    return [
+        f"{key}: {package} is not installed; `pip install {package}`, or use {instead}"
+        for asked, key, module, package, instead in needed
+        if asked and find_spec(module) is None
+    ]
 
 
 def world_problems(config: RunConfig, world_size: int, fresh: bool = True) -> list[str]:
