@@ -1,6 +1,7 @@
 """The same training under torchrun and accelerate: the same losses, the same exit codes, the same way of stopping."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -54,9 +55,10 @@ def by_hand(command: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("file", ["ddp", "fsdp"])
 def test_a_shipped_file_of_accelerate_is_taken_at_its_word(make_yaml: MakeYaml, file: str) -> None:
     reference = curve(train_undisturbed(make_yaml("reference", file)))
-    run, command = prepared(make_yaml("run", "launcher"))
-    assert command == f"accelerate launch --config_file FILE -m distributed_ft.train {run.path}"
-    done = by_hand(command.replace("FILE", f"configs/accelerate/{file}.yaml"))
+    run, said = prepared(make_yaml("run", "launcher"))
+    assert said == f"accelerate launch --config_file FILE -m distributed_ft.train {run.path}"
+    (shown,) = re.findall("^accelerate launch .*", (REPOSITORY / "docs" / "launchers.md").read_text(), flags=re.M)
+    done = by_hand(shown.replace("fsdp.yaml", f"{file}.yaml").replace("RUN_DIR", str(run.path)))
     assert done.returncode == 0, done.stderr
     assert curve(run) == reference
     assert read_json(run.config)["strategy"] == {"type": "launcher"}
@@ -130,3 +132,19 @@ def test_under_torchrun_a_stop_while_starting_a_dead_rank_and_a_dead_command_lea
         assert training.until(training.reaches(last_step(training.run) + 1))
         kill(training.process.pid, signal.SIGKILL)
         assert gone(training.run)
+
+
+@pytest.mark.slow
+def test_a_run_that_leaves_it_to_the_launcher_goes_on_under_another_strategy(make_yaml: MakeYaml) -> None:
+    reference = curve(train_undisturbed(make_yaml("undisturbed", "fsdp", 30)))
+    run_yaml, by = make_yaml("run", "launcher", 30), ("--launcher", "accelerate", "--accelerate-config")
+    with Training(run_yaml, 2, *by, str(FILES / "fsdp.yaml")) as training:
+        assert training.until(training.reaches(3))
+        kill(training.process.pid, signal.SIGTERM)
+        assert training.wait() == 75, training.stderr
+        assert f"--launcher accelerate --accelerate-config {FILES / 'fsdp.yaml'}\n" in training.stderr
+    code, stderr = train(run_yaml, 2, *by, str(FILES / "ddp.yaml"))
+    assert code == 0, stderr
+    assert "ddp on 2 x cpu" in stderr
+    for ours, theirs in zip(curve(training.run), reference, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
