@@ -107,7 +107,7 @@ def test_under_torchrun_a_second_signal_ends_the_run_at_once_even_when_a_rank_ha
         with pytest.raises(subprocess.TimeoutExpired):
             training.process.wait(2)
         kill(training.process.pid, signal.SIGTERM)
-        assert training.process.wait(5) == 128 + signal.SIGTERM
+        assert training.process.wait(30) == 128 + signal.SIGTERM  # most of it: python's own end, with torch loaded
         assert "ended at once, as it was asked twice" in training.stderr
         assert gone(training.run)
 
