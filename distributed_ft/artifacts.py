@@ -160,7 +160,9 @@ class TaskResult(Record):
 
 
 def resume_command(path: Path, num_processes: int) -> str:
-    """The command that continues a run on as many local processes as it has now."""
+    """The command that continues a run on as many local processes as it has now, or as `dft train` says it."""
+    if "DFT_AGAIN" in os.environ:
+        return os.environ["DFT_AGAIN"]
     return f"dft train {shlex.quote(str(path))}" + (f" --nproc {num_processes}" if num_processes > 1 else "")
 
 
@@ -284,12 +286,16 @@ class RunDirectory:
 
         Raises CheckpointError when there are some and none verifies: to start over at step 0 would destroy a run.
         """
-        problems = []
-        for checkpoint in reversed(self.all_checkpoints()):
-            problem = checkpoint.verify()
-            if problem is None:
-                return checkpoint
-            problems.append(problem)
+        problems: list[str] = []
+        listed: list[str] | None = None
+        while listed != (names := [c.name for c in self.all_checkpoints()]):  # a live trainer may have pruned them
+            listed, problems = names, []
+            for name in reversed(names):
+                checkpoint = Checkpoint(self.checkpoints / name)
+                problem = checkpoint.verify()
+                if problem is None:
+                    return checkpoint
+                problems.append(problem)
         if not problems:
             if self.latest_file.exists():
                 raise CheckpointError(

@@ -5,15 +5,17 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, assert_never
 
 from distributed_ft.artifacts import RunDirectory
 from distributed_ft.config import deepspeed
 from distributed_ft.config.load import LoadedRun, differences, load_resolved
 from distributed_ft.config.schema import (
     AdapterMethod,
+    DdpStrategy,
     DeepspeedStrategy,
     FsdpStrategy,
+    LauncherStrategy,
     LowRank,
     OptimConfig,
     QloraMethod,
@@ -144,14 +146,18 @@ def _method(config: RunConfig) -> str:
 
 
 def _strategy(config: RunConfig) -> str:
-    strategy = config.strategy
-    if isinstance(strategy, DeepspeedStrategy):
-        return f"deepspeed: ZeRO {deepspeed.stage(deepspeed.read(strategy.config))}, {strategy.config}"
-    if not isinstance(strategy, FsdpStrategy):
-        return "ddp: every process holds the whole model"
-    shard = strategy.dp_shard or f"all processes / {strategy.dp_replicate}"
-    offload = ", shards in host memory" if strategy.cpu_offload else ""
-    return f"fsdp: dp_shard {shard}, dp_replicate {strategy.dp_replicate}{offload}"
+    match config.strategy:
+        case DdpStrategy():
+            return "ddp: every process holds the whole model"
+        case FsdpStrategy(dp_shard=shard, dp_replicate=replicate, cpu_offload=offload):
+            where = ", shards in host memory" if offload else ""
+            return f"fsdp: dp_shard {shard or f'all processes / {replicate}'}, dp_replicate {replicate}{where}"
+        case DeepspeedStrategy(config=file):
+            return f"deepspeed: ZeRO {deepspeed.stage(deepspeed.read(file))}, {file}"
+        case LauncherStrategy():
+            return "launcher: what the file of `accelerate launch` says"
+        case _:
+            assert_never(config.strategy)
 
 
 def _batch(config: RunConfig, nproc: int) -> str:

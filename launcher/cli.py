@@ -17,6 +17,7 @@ from distributed_ft.errors import disk_problem as _disk_problem
 
 if TYPE_CHECKING:
     from distributed_ft.config.load import LoadedRun
+    from launcher.plan import Start
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, what shells expect
 
@@ -169,13 +170,34 @@ def smoke(args: argparse.Namespace) -> int:
 def train(args: argparse.Namespace) -> int:
     from launcher import local
 
+    start = _start(args)
     if not args.run.is_dir():
-        return local.train(_load(args), args.nproc, args.prepare_only)
+        return local.train(_load(args), start, args.prepare_only)
     if args.overrides:
         raise ConfigError(
             f"{args.overrides[0]}: a run directory keeps the config it began with; give a run.yaml and another name"
         )
-    return local.resume(_run_directory(args.run), args.nproc)
+    return local.resume(_run_directory(args.run), start)
+
+
+def _start(args: argparse.Namespace) -> "Start":
+    from launcher.plan import Start
+
+    file: Path | None = args.accelerate_config
+    if file is None:
+        return Start(args.nproc, args.launcher)
+    if args.launcher != "accelerate":
+        raise ConfigError(f"--accelerate-config: is for --launcher accelerate, not {args.launcher}")
+    if not file.is_file():
+        raise ConfigError(f"--accelerate-config: {file}: no such file")
+    return Start(args.nproc, args.launcher, file.absolute())
+
+
+def matrix(args: argparse.Namespace) -> int:
+    from distributed_ft.config import compat
+
+    print(json.dumps(compat.tables(), indent=2, ensure_ascii=False) if args.json else compat.text())
+    return EXIT_DONE
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -251,7 +273,20 @@ def _check_arguments(parser: argparse.ArgumentParser) -> None:
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
     _run_yaml(parser, "a run.yaml, or the directory of a run to continue")
     parser.add_argument("--resume", action="store_true", help="continue where the run stands (the default)")
-    parser.add_argument("--prepare-only", action="store_true", help="make the run directory; start it with torchrun")
+    parser.add_argument("--prepare-only", action="store_true", help="make the run directory, and say how to start it")
+    parser.add_argument(
+        "--launcher", choices=("dft", "torchrun", "accelerate"), default="dft", help="what starts the processes (dft)"
+    )
+    parser.add_argument(
+        "--accelerate-config",
+        type=Path,
+        metavar="FILE",
+        help="of accelerate; default: one that says what run.yaml says",
+    )
+
+
+def _matrix_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="for programs")
 
 
 def _demo_arguments(parser: argparse.ArgumentParser) -> None:
@@ -286,6 +321,7 @@ VERBS = {
     "check": Verb(check, _check_arguments, "say what a run.yaml would do, and what is wrong with it"),
     "schema": Verb(schema, _schema_arguments, "JSON Schema of run.yaml, for editors"),
     "smoke": Verb(smoke, _run_yaml, "try a run.yaml on a little of its data: steps, save, resume, evaluation"),
+    "matrix": Verb(matrix, _matrix_arguments, "say which methods, strategies, dtypes and devices work together"),
     "train": Verb(train, _train_arguments, "train a run.yaml, or continue a run"),
     "eval": Verb(evaluate, _eval_arguments, "score every checkpoint of a run, beside base and few-shot"),
     "report": Verb(report, _run_argument, "write report.html, .md and .json, and print the verdict"),

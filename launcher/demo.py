@@ -10,6 +10,7 @@ from pathlib import Path
 from distributed_ft.artifacts import RunDirectory, read_json
 from distributed_ft.config.load import load
 from launcher import local
+from launcher.plan import Start
 
 _ONLY_TICKETS = ("name=demo-no-replay", "data.train=[{path: shipped:tickets/train.jsonl}]")
 
@@ -29,7 +30,7 @@ def demo(no_replay: bool, nproc: int, runs_dir: Path) -> int:
     run = RunDirectory(Path(loaded.config.runs_dir) / loaded.config.name)
     _use_cpu_if_gpus_are_few(nproc)
     print(f"training LoRA on {nproc} FSDP processes: support tickets -> JSON{'' if no_replay else ', with replay'}")
-    code = local.train(loaded, nproc)
+    code = local.train(loaded, Start(nproc))
     if code == 0:
         print("\njudging the base, the base with examples, and every checkpoint")
         code = local.evaluate(run.path)

@@ -17,6 +17,7 @@ from distributed_ft.config.load import LoadedRun, resolved_json
 from distributed_ft.config.schema import RunConfig
 from distributed_ft.errors import EXIT_DONE, DataError
 from launcher import local
+from launcher.plan import Start
 
 SHARE = 10  # every tenth row
 MIN_ROWS = 8  # but not fewer than these
@@ -106,7 +107,7 @@ def _train(loaded: LoadedRun, config: RunConfig, steps: int, nproc: int) -> int:
     run = RunDirectory(Path(config.runs_dir) / config.name)
     if run.config.exists():  # the same run, asked to go further
         write_atomic(run.config, resolved_json(shortened))
-    return local.train(LoadedRun(shortened, loaded.source, loaded.text, loaded.preset_values), nproc)
+    return local.train(LoadedRun(shortened, loaded.source, loaded.text, loaded.preset_values), Start(nproc))
 
 
 def _report(run: RunDirectory) -> int:

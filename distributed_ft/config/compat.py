@@ -4,10 +4,18 @@ A cell that cannot work carries its reason. `planned: …` is what the error say
 """
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal
 
 from distributed_ft.config import deepspeed
-from distributed_ft.config.schema import DeepspeedStrategy, FsdpStrategy, MethodConfig, QloraMethod, RunConfig
+from distributed_ft.config.schema import (
+    DeepspeedStrategy,
+    FsdpStrategy,
+    LauncherStrategy,
+    MethodConfig,
+    QloraMethod,
+    RunConfig,
+)
 
 Device = Literal["cpu", "cuda"]
 Column = Literal["one process", "ddp", "fsdp", "fsdp hybrid", "zero1", "zero2", "zero3"]
@@ -68,7 +76,6 @@ PLANNED: dict[tuple[str, str], str] = {
     ("method.type", "pissa"): "it is an option of LoRA here; write method: {type: lora, init: pissa}",
     ("method.type", "houlsby"): "it is a kind of adapter here; write method: {type: adapter, adapter: houlsby}",
     ("method.type", "pfeiffer"): "it is a kind of adapter here; write method: {type: adapter, adapter: pfeiffer}",
-    ("strategy.type", "launcher"): "planned: taken from `accelerate launch`; use strategy: {type: fsdp} or {type: ddp}",
     ("strategy.type", "fsdp2"): "it is called fsdp here (and is torch's FSDP2); write strategy: {type: fsdp}",
     ("model.dtype", "fp16"): "not supported: it needs loss scaling and overflows easily; use bf16 or fp32",
     ("model.dtype", "bfloat16"): "it is called bf16 here; write dtype: bf16",
@@ -106,13 +113,41 @@ def device_problems(config: RunConfig, device: Device) -> list[str]:
     return [f"{name}: {cell.reason}" for name, cell in cells if not cell.works]
 
 
+def missing_packages(config: RunConfig) -> list[str]:
+    """Optional packages that a valid config needs and that are not installed: `key: value: reason; remedy`."""
+    method, strategy, attention = config.method, config.strategy, config.model.attention
+    needed: list[tuple[bool, str, str, str, str]] = [  # when, key and value, module, package, what to use instead
+        (isinstance(method, QloraMethod), f"method.type: {method.type}", "bitsandbytes", "bitsandbytes", "lora"),
+        (
+            isinstance(strategy, DeepspeedStrategy),
+            f"strategy.type: {strategy.type}",
+            "deepspeed",
+            "deepspeed",
+            "strategy: {type: fsdp}",
+        ),
+        (
+            attention == "flash_attention_2",
+            f"model.attention: {attention}",
+            "flash_attn",
+            "flash-attn",
+            "attention: auto",
+        ),
+    ]
+    return [
+        f"{key}: {package} is not installed; `pip install {package}`, or use {instead}"
+        for asked, key, module, package, instead in needed
+        if asked and find_spec(module) is None
+    ]
+
+
 def world_problems(config: RunConfig, world_size: int, fresh: bool = True) -> list[str]:
     """What of a valid config cannot work with this many processes: `key: value: reason`.
 
     A run that is resumed (not `fresh`) may have any number of them: ranks then get uneven shares of a batch.
     """
     method = row(config.method)
-    cell = METHODS[method][column(config, world_size)]
+    unknown = isinstance(config.strategy, LauncherStrategy)  # until the processes start
+    cell = WORKS if unknown else METHODS[method][column(config, world_size)]
     problems = [] if cell.works else [f"method: {method}: {cell.reason}"]
     whole, micro = config.optim.global_batch_size, config.optim.micro_batch_size
     unit = micro * world_size
@@ -139,18 +174,25 @@ def world_problems(config: RunConfig, world_size: int, fresh: bool = True) -> li
     return problems
 
 
+def tables() -> dict[str, dict[str, dict[str, str]]]:
+    """Table -> row -> column -> why it does not work, the empty string where it does."""
+    devices: tuple[Device, ...] = ("cpu", "cuda")
+    return {
+        "method": {name: {c: row[c].reason for c in COLUMNS} for name, row in METHODS.items()},
+        "dtype": {name: {d: row[d].reason for d in devices} for name, row in DTYPES.items()},
+        "attention": {name: {d: row[d].reason for d in devices} for name, row in ATTENTION.items()},
+    }
+
+
 def markdown() -> str:
     """The matrix as Markdown tables, for the README."""
-    devices: tuple[Device, ...] = ("cpu", "cuda")
     notes: list[str] = []
-    parts = [
-        _table("method", COLUMNS, {m: [row[c] for c in COLUMNS] for m, row in METHODS.items()}, notes),
-        _table("dtype", devices, {d: [row[c] for c in devices] for d, row in DTYPES.items()}, notes),
-        _table("attention", devices, {a: [row[c] for c in devices] for a, row in ATTENTION.items()}, notes),
-        "\n".join(f"{number}. {note}" for number, note in enumerate(notes, 1)),
-        _loaded_by(),
-    ]
-    return "\n\n".join(parts) + "\n"
+    parts = []
+    for corner, rows in tables().items():
+        lines = [" | ".join((corner, *next(iter(rows.values())))), "---|" * len(next(iter(rows.values()))) + "---"]
+        lines += [" | ".join((f"`{name}`", *(_mark(why, notes) for why in row.values()))) for name, row in rows.items()]
+        parts.append("\n".join(f"|{line}|" if line.startswith("---") else f"| {line} |" for line in lines))
+    return "\n\n".join([*parts, _numbered(notes), _loaded_by()]) + "\n"
 
 
 def _loaded_by() -> str:
@@ -158,16 +200,25 @@ def _loaded_by() -> str:
     return "`model/` is loaded by: " + "; ".join(f"{', '.join(names)}: {loader}" for loader, names in by.items()) + "."
 
 
-def _table(corner: str, columns: tuple[str, ...], rows: dict[str, list[Cell]], notes: list[str]) -> str:
-    lines = [f"| {corner} | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for name, cells in rows.items():
-        lines.append(f"| `{name}` | " + " | ".join(_mark(cell, notes) for cell in cells) + " |")
-    return "\n".join(lines)
+def text() -> str:
+    """The matrix in aligned columns, for a terminal."""
+    notes: list[str] = []
+    parts = []
+    for corner, rows in tables().items():
+        lines = [(corner, *next(iter(rows.values())))]
+        lines += [(name, *(_mark(why, notes) for why in row.values())) for name, row in rows.items()]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        parts.append("\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines))
+    return "\n\n".join([*parts, _numbered(notes), _loaded_by()])
 
 
-def _mark(cell: Cell, notes: list[str]) -> str:
-    if cell.works:
+def _numbered(notes: list[str]) -> str:
+    return "\n".join(f"{number}. {note}" for number, note in enumerate(notes, 1))
+
+
+def _mark(reason: str, notes: list[str]) -> str:
+    if not reason:
         return "yes"
-    if cell.reason not in notes:
-        notes.append(cell.reason)
-    return f"{'planned' if cell.reason.startswith('planned') else 'no'} ({notes.index(cell.reason) + 1})"
+    if reason not in notes:
+        notes.append(reason)
+    return f"{'planned' if reason.startswith('planned') else 'no'} ({notes.index(reason) + 1})"

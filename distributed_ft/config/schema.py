@@ -184,7 +184,15 @@ class DeepspeedStrategy(Section):
     )
 
 
-StrategyConfig = Annotated[DdpStrategy | FsdpStrategy | DeepspeedStrategy, Field(discriminator="type")]
+class LauncherStrategy(Section):
+    """What the file of `accelerate launch` says: see `distributed_ft.config.launched`."""
+
+    type: Literal["launcher"]
+
+
+# What a process trains by; `launcher` becomes one of them when it starts.
+SettledStrategy = DdpStrategy | FsdpStrategy | DeepspeedStrategy
+StrategyConfig = Annotated[SettledStrategy | LauncherStrategy, Field(discriminator="type")]
 
 
 class OptimConfig(Section):

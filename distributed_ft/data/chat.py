@@ -73,6 +73,10 @@ class _Specials:
         pattern = re.compile("|".join(map(re.escape, texts))) if texts else None
         return _Specials(frozenset(special) | frozenset(tokenizer.all_special_ids), pattern)
 
+    def blanked(self, text: str) -> str:
+        """As long as `text`, with nothing to be found in special tokens."""
+        return self.pattern.sub(lambda match: "\0" * len(match.group()), text) if self.pattern else text
+
 
 @dataclass(slots=True)
 class _Tokens:
@@ -176,23 +180,23 @@ def _plan(tokenizer: "Tokenizer", specials: _Specials, messages: Sequence[Messag
     text = _template(tokenizer, messages)
     turns = [i for i, m in enumerate(messages) if m.role == "assistant"]
     cuts = [_start_of_turn(tokenizer, messages, i, text) for i in turns]
-    ends, content_ends = [], list[int | None]()
+    blank, ends, content_ends = specials.blanked(text), [], list[int | None]()
     for index, start, bound in zip(turns, cuts, [*cuts[1:], len(text)], strict=True):
-        content = messages[index].content.strip()
-        found = text.find(content, start, bound)
-        content_end = found + len(content) if found >= 0 else None
-        end = bound
-        if index < len(messages) - 1:
-            closed = _template(tokenizer, messages[: index + 1])
-            if text.startswith(closed):
-                end = len(closed)
-            elif specials.pattern:
-                # A template may write a turn otherwise once it is history (Qwen3 drops its reasoning): then the
-                # turn ends with the first special token behind its content.
-                match = specials.pattern.search(text, content_end or start, bound)
-                end = match.end() if match else bound
+        content = specials.blanked(messages[index].content.strip())
+        closed = text if index == len(messages) - 1 else _template(tokenizer, messages[: index + 1])
+        if text.startswith(closed):
+            # The last such words of the turn: a template may write some itself (a channel's name) before the answer.
+            end = len(closed)
+            found = (blank.rfind if content else blank.find)(content, start, end)
+        else:
+            # A template may write a turn otherwise once it is history (Qwen3 drops its reasoning): then the turn ends
+            # with the first special token behind its content, and what follows is other turns.
+            found = blank.find(content, start, bound)
+            behind = found + len(content) if found >= 0 else start
+            match = specials.pattern and specials.pattern.search(text, behind, bound)
+            end = match.end() if match else bound
         ends.append(end)
-        content_ends.append(content_end)
+        content_ends.append(found + len(content) if found >= 0 else None)
     foreign = specials.pattern is not None and any(specials.pattern.search(m.content) for m in messages)
     return _Plan(text, cuts, ends, content_ends, foreign)
 

@@ -165,18 +165,38 @@ def weights_problem(base: str) -> str | None:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         return f"{folder}: no *.safetensors file"
-    for file in files:
-        with file.open("rb") as stream:
-            header = int.from_bytes(stream.read(8), "little")
-            try:
-                tensors = json.loads(stream.read(header)) if header < file.stat().st_size else None
-            except ValueError:
-                tensors = None
-        if not isinstance(tensors, dict):
-            return f"{file}: damaged safetensors header"
-        end = max((t["data_offsets"][1] for k, t in tensors.items() if k != "__metadata__"), default=0)
-        if 8 + header + end != file.stat().st_size:
-            return f"{file}: {file.stat().st_size} bytes, {8 + header + end} expected (half-written?)"
+    problems = (_index_problem(folder), *map(_header_problem, files))
+    return next((problem for problem in problems if problem is not None), None)
+
+
+def _index_problem(folder: Path) -> str | None:
+    """What is wrong with the list of a sharded base's files, of which all must be there."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file() or (folder / "model.safetensors").is_file():  # which is read then
+        return None
+    try:
+        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        missing = [name for name in names if not (folder / name).is_file()]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{index}: not an index of safetensors files; download it again, or save the model there again"
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        return f"{folder / missing[0]}{more}: missing, and {index.name} names it; download it again"
+    return None
+
+
+def _header_problem(file: Path) -> str | None:
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        header = int.from_bytes(stream.read(8), "little")
+        try:
+            tensors = json.loads(stream.read(header) if header < size else b"")
+            end = max((entry["data_offsets"][1] for key, entry in tensors.items() if key != "__metadata__"), default=0)
+            expected = 8 + header + int(end)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            return f"{file}: damaged safetensors header; download it again, or save the model there again"
+    if expected != size:
+        return f"{file}: {size} bytes, {expected} expected (half-written?)"
     return None
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from distributed_ft.config import deepspeed
-from distributed_ft.config.schema import DdpStrategy, DeepspeedStrategy, FsdpStrategy, RunConfig
+from distributed_ft.config.schema import DdpStrategy, DeepspeedStrategy, FsdpStrategy, LauncherStrategy, RunConfig
 from distributed_ft.model.weights import Weights
 from distributed_ft.parallel.world import World
 
@@ -80,5 +80,7 @@ def make_strategy(config: RunConfig, world: World) -> Strategy:
             return Fsdp(config.strategy, world, config.optim.max_grad_norm, config.model.dtype == "bf16")
         case DeepspeedStrategy():
             return Deepspeed(deepspeed.read(config.strategy.config), config.optim, world)
+        case LauncherStrategy():
+            raise AssertionError("config.launched settles it before a world is formed")
         case _:
             assert_never(config.strategy)

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from distributed_ft import roll
 from distributed_ft.errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, EXIT_USER, FtError, Stopped, disk_problem
 from distributed_ft.train.signals import StopRequest
 
@@ -31,6 +32,7 @@ def main() -> int:
     stop = StopRequest().listen()  # before the heavy imports: a request while loading is not lost
     directory = Path(sys.argv[1])
     rank = int(os.environ.get("RANK", "0"))
+    roll.sign_in(rank)
     try:
         _log_to(directory, rank)
         train(directory, stop)
@@ -50,18 +52,22 @@ def main() -> int:
 def train(path: Path, stop: StopRequest) -> None:
     """Train the run in `path` on the processes that the launcher started."""
     from distributed_ft.artifacts import RunDirectory
+    from distributed_ft.config.launched import settled
     from distributed_ft.config.load import load_resolved
     from distributed_ft.model.load import quiet_libraries
     from distributed_ft.parallel.world import form_world
+    from distributed_ft.train import environment
     from distributed_ft.train.fit import fit
     from distributed_ft.train.preflight import data_for
     from distributed_ft.train.run import open_run
 
     quiet_libraries()
     directory = RunDirectory(path)
-    config = load_resolved(directory.config)
+    config = settled(load_resolved(directory.config), os.environ)
+    environment.refuse_other_state(directory, config)
     data = data_for(config, directory)
-    world = form_world()
+    asked_for = os.environ.get("DFT_WORLD_SIZE")
+    world = form_world(int(asked_for) if asked_for else None)
     with _only_training(directory, world):
         run = open_run(config, directory, data, world, stop)
         log.info(
@@ -118,4 +124,4 @@ if __name__ == "__main__":
     code = main()
     from distributed_ft.parallel.world import leave  # not before `main` listens to signals: it imports torch
 
-    leave(code)
+    leave(roll.sign_out(int(os.environ.get("RANK", "0")), code))

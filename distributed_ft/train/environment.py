@@ -11,15 +11,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from distributed_ft.artifacts import RunDirectory, write_json
+from distributed_ft.artifacts import RunDirectory, read_json, write_json
+from distributed_ft.config.schema import RunConfig
+from distributed_ft.errors import ConfigError
 from distributed_ft.parallel.world import World
 
 _PACKAGES = ("distributed_ft", "torch", "transformers", "peft", "safetensors", "tokenizers", "numpy")
 
 
-def record(run: RunDirectory, world: World, trainable: int, total: int) -> None:
-    """Write versions, source revision, hosts and devices of all ranks, and how many of the model's parameters are
-    trained. A collective."""
+def record(run: RunDirectory, config: RunConfig, world: World, trainable: int, total: int) -> None:
+    """Write versions, source revision, strategy, hosts and devices of all ranks, and how many of the model's parameters
+    are trained. A collective."""
     device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else _cpu_name()
     mine = {"rank": world.rank, "host": platform.node(), "device": device, "threads": torch.get_num_threads()}
     ranks: list[Any] = [None] * world.size
@@ -35,11 +37,27 @@ def record(run: RunDirectory, world: World, trainable: int, total: int) -> None:
                 "git_sha": _git_sha(),
                 "platform": platform.platform(),
                 "parameters": {"trainable": trainable, "total": total, "share": trainable / total},
+                "strategy": config.strategy.model_dump(),  # the launcher's, where run.yaml leaves it to it
                 "world_size": world.size,
                 "hosts": sorted({rank["host"] for rank in ranks}),
                 "devices": sorted({rank["device"] for rank in ranks}),
                 "ranks": ranks,
             },
+        )
+
+
+def refuse_other_state(run: RunDirectory, config: RunConfig) -> None:
+    """Where the strategy is left to the launcher, it may change between starts, but DeepSpeed keeps state of its own.
+
+    Raises ConfigError when the checkpoints were written by the other kind.
+    """
+    if not (run.environment.exists() and run.all_checkpoints()):
+        return
+    began, now = read_json(run.environment).get("strategy", {}).get("type"), config.strategy.type
+    if began is not None and (began == "deepspeed") != (now == "deepspeed"):
+        raise ConfigError(
+            f"strategy.type: {now}: the checkpoints of {run.path} were written under {began}, and neither reads the "
+            f"other's state; start it under {began} again, or under another name"
         )
 
 

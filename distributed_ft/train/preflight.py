@@ -8,7 +8,6 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +17,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from distributed_ft.artifacts import RunDirectory, read_json, write_json
 from distributed_ft.config import compat
-from distributed_ft.config.schema import QloraMethod, RunConfig
+from distributed_ft.config.schema import RunConfig
 from distributed_ft.data.order import Order
 from distributed_ft.data.prepare import prepare
 from distributed_ft.data.store import PreparedData, open_prepared
@@ -91,7 +90,7 @@ def check(config: RunConfig, nproc: int, fresh: bool, here: bool = False) -> Pre
         ConfigError, DataError: naming the key or the file and line.
     """
     quiet_libraries()
-    problems = compat.world_problems(config, nproc, fresh)
+    problems = compat.world_problems(config, nproc, fresh) + compat.missing_packages(config)
     if here:
         problems += _missing_here(config, nproc)
     weights = weights_problem(config.model.base)
@@ -100,8 +99,6 @@ def check(config: RunConfig, nproc: int, fresh: bool, here: bool = False) -> Pre
     if problems:
         raise ConfigError("\n".join(problems))
     check_installed(config.tracking)
-    if isinstance(config.method, QloraMethod) and find_spec("bitsandbytes") is None:
-        raise ConfigError("method.type: qlora: bitsandbytes is not installed; `pip install bitsandbytes`, or use lora")
     data = prepare(config, load_tokenizer(config.model.base), cache_of(config))
     model = _adapted_shapes(config)  # target modules that match nothing are found here, not after a queue
     problems = [*_misfits(config, data, model)]

@@ -86,7 +86,7 @@ def open_run(config: RunConfig, directory: RunDirectory, data: PreparedData, wor
     run = Run(
         config, directory, world, order, data.validation, token_loss, module, strategy, order.total_steps, state, stop
     )
-    environment.record(directory, world, *num_parameters(token_loss))
+    environment.record(directory, config, world, *num_parameters(token_loss))
     if world.is_main:
         run.metrics = _open_metrics(run)
     return run

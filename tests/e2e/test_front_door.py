@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import jsonschema
 import pytest
 
 from distributed_ft.artifacts import RunDirectory
+from distributed_ft.config import compat
 from distributed_ft.config.load import load, load_resolved, resolved_json
 from distributed_ft.errors import CheckpointError, ConfigError, Stopped
 from launcher.check import config_lines, config_warnings, count_rows, readable_bytes
@@ -78,7 +80,7 @@ def test_check_of_the_config_answers_within_a_second(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["check", "run.yaml", "--config-only"], ["schema"], ["train", "gone"]]
+    "arguments", [["--help"], ["check", "run.yaml", "--config-only"], ["schema"], ["matrix"], ["train", "gone"]]
 )
 def test_the_front_door_never_imports_torch(folder: Path, arguments: list[str]) -> None:
     code = (
@@ -202,11 +204,28 @@ def test_schema_is_printed_or_written(folder: Path) -> None:
     assert json.loads((folder / "editor" / "run.schema.json").read_text()) == printed
 
 
+# --- dft matrix ----------------------------------------------------------------------------------------------------
+
+
+def test_the_matrix_is_printed_for_people_and_for_programs() -> None:
+    shown = dft("matrix").stdout
+    assert re.search(r"^method +one process +ddp +fsdp +fsdp hybrid +deepspeed$", shown, flags=re.M)
+    assert re.search(r"^full +yes +yes +yes +yes ", shown, flags=re.M)
+    (note,) = re.findall(r"^flash_attention_2 +no \((\d)\) +yes$", shown, flags=re.M)
+    assert f"\n{note}. FlashAttention has no CPU kernel; use attention: auto\n" in shown + "\n"
+    tables = json.loads(dft("matrix", "--json").stdout)
+    assert tables == compat.tables()
+    assert tables["attention"]["flash_attention_2"] == {
+        "cpu": "FlashAttention has no CPU kernel; use attention: auto",
+        "cuda": "",
+    }
+
+
 # --- what is refused -----------------------------------------------------------------------------------------------
 
 REFUSED = {
     "chekc run.yaml": "dft: error: 'chekc' is not a command; did you mean 'check'?\n",
-    "xyz": "dft: error: 'xyz' is not a command; verbs: demo, check, schema, smoke, train, eval, report, chat\n",
+    "xyz": "dft: error: 'xyz' is not a command; verbs: demo, check, schema, smoke, matrix, train, eval, report, chat\n",
     "train gone.yaml": "dft: error: gone.yaml: no such file\n",
     "train base": (
         "dft: error: base: not a run directory: it lacks run.yaml or config.json; `dft train run.yaml` makes one\n"
@@ -226,6 +245,16 @@ REFUSED = {
     "eval done": "dft: error: done: no such run directory; did you mean runs/done?\n",
     "eval runs/done --checkpoints 5,x": (
         "dft: error: --checkpoints: '5,x' is none of all, latest, or steps such as 500,1000\n"
+    ),
+    "train run.yaml --accelerate-config x": (
+        "dft: error: --accelerate-config: is for --launcher accelerate, not dft\n"
+    ),
+    "train run.yaml --launcher accelerate --accelerate-config x": (
+        "dft: error: --accelerate-config: x: no such file\n"
+    ),
+    "train run.yaml strategy.type=launcher": (
+        "dft: error: strategy.type: launcher: the strategy is taken from a file of `accelerate launch`; give "
+        "--launcher accelerate --accelerate-config FILE, or write strategy: {type: fsdp} (or ddp, deepspeed)\n"
     ),
     "schema --out base": "dft: error: --out base: is a directory; give a file name\n",
     "schema --out run.yaml/x": "dft: error: --out run.yaml: file exists; a file is in the way; choose another place\n",

@@ -96,7 +96,7 @@ def test_the_markdown_has_a_row_for_each_choice_and_a_note_for_each_reason() -> 
     text = compat.markdown()
     assert "| `qlora int8` | yes | yes | no (1) | no (1) | no (1) | no (1) | no (1) |" in text
     assert "| `flash_attention_2` | no (2) | yes |" in text
-    assert "\n3. FlashAttention has no CPU kernel; use attention: auto\n" in text
+    assert "\n2. FlashAttention has no CPU kernel; use attention: auto\n" in text
 
 
 def test_prefix_tuning_does_not_recompute_layers(tmp_path: Path) -> None:

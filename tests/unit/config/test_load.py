@@ -67,7 +67,12 @@ WRONG_VALUES = {
         "did you mean 'tensorboard'? choices: tensorboard, wandb, mlflow"
     ),
     "strategy: {type: fspd}": (
-        "run.yaml:4: strategy.type: 'fspd' is not a choice; did you mean 'fsdp'? choices: ddp, fsdp, deepspeed"
+        "run.yaml:4: strategy.type: 'fspd' is not a choice; did you mean 'fsdp'? "
+        "choices: ddp, fsdp, deepspeed, launcher"
+    ),
+    "strategy: {type: fsdp2}": (
+        "run.yaml:4: strategy.type: 'fsdp2': it is called fsdp here (and is torch's FSDP2); "
+        "write strategy: {type: fsdp}"
     ),
     "strategy: {type: deepspeed}": (
         "run.yaml:4: strategy.config: is missing; a JSON file of engine knobs, e.g. configs/deepspeed/zero3.json; "

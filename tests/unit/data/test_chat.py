@@ -148,6 +148,21 @@ def test_what_ends_the_whole_text_behind_the_end_of_the_turn_is_not_learned(toke
     assert supervised == ["the answer<|im_end|>", "m<|im_end|>"]
 
 
+@pytest.mark.parametrize("answer", ["the answer", "in", "final", "a", "m"])
+def test_an_answer_whose_words_stand_in_the_templates_own_text_is_learned_whole(tokenizers, answer):
+    # like gpt-oss's: between the generation prompt and the answer stands a header with special tokens
+    tokenizer = copy_with_template(
+        tokenizers["llama3"],
+        "{% for m in messages %}<|start_header_id|>{{ m.role }}"
+        "{% if m.role == 'assistant' %}<|im_start|>final{% endif %}<|end_header_id|>{{ m.content }}<|eot_id|>"
+        "{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant{% endif %}",
+    )
+    conversation = turns((U, f"say {answer}"), (A, answer), (U, f"{answer}?"), (A, answer))
+    rendered = render(tokenizer, conversation)
+    supervised = [text for is_supervised, text in spans(tokenizer, rendered) if is_supervised]
+    assert supervised == [f"<|im_start|>final<|end_header_id|>{answer}<|eot_id|>"] * 2
+
+
 def test_a_template_that_writes_the_date_writes_the_same_one_on_every_day(tokenizers):
     tokenizer = copy_with_template(
         tokenizers["chatml"], "<|im_start|>today is {{ strftime_now('%d %b %Y') }}<|im_end|>" + CHATML

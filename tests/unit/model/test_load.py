@@ -1,5 +1,6 @@
 """Reading a base: what is chosen for it, and what is said when it cannot be used."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from distributed_ft.config.schema import LoraMethod, ModelConfig
 from distributed_ft.errors import ConfigError
@@ -51,6 +53,32 @@ def test_a_half_written_weights_file_is_found_from_its_header(bases: Callable[..
         problem = weights_problem(str(tmp_path))
         assert problem is not None, kept
         assert "model.safetensors" in problem
+
+
+@pytest.mark.parametrize(
+    "header", [b"[]", b"{", b'{"a": 1}', b'{"a": {"data_offsets": []}}', b'{"a": {"dtype": "F32"}}']
+)
+def test_a_damaged_header_is_said_and_no_error_of_ours(tmp_path: Path, header: bytes) -> None:
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    problem = weights_problem(str(tmp_path))
+    assert problem is not None
+    assert problem.startswith(f"{tmp_path}/model.safetensors: damaged safetensors header; ")
+
+
+def test_a_missing_file_of_a_sharded_base_is_named(bases: Callable[..., Path], tmp_path: Path) -> None:
+    AutoModelForCausalLM.from_pretrained(bases("llama")).save_pretrained(tmp_path, max_shard_size="40kB")
+    assert weights_problem(str(tmp_path)) is None
+    index = tmp_path / "model.safetensors.index.json"
+    first, second, *_ = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    (tmp_path / second).unlink()
+    says = f"missing, and {index.name} names it; download it again"
+    assert weights_problem(str(tmp_path)) == f"{tmp_path / second}: {says}"
+    (tmp_path / first).unlink()
+    assert weights_problem(str(tmp_path)) == f"{tmp_path / first} (and 1 more): {says}"
+    index.write_text("[]")
+    assert weights_problem(str(tmp_path)) == (
+        f"{index}: not an index of safetensors files; download it again, or save the model there again"
+    )
 
 
 def test_weights_that_are_missing_or_of_another_shape_are_named(bases: Callable[..., Path], tmp_path: Path) -> None:
