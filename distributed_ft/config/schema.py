@@ -153,6 +153,11 @@ class OptimConfig(Section):
 class CheckpointConfig(Section):
     every: Positive = Field(500, description="Optimizer steps between checkpoints; the last step always has one.")
     keep: Positive = Field(3, description="Newest checkpoints kept, besides BEST.")
+    in_background: bool = Field(
+        True,
+        alias="async",
+        description="Write state/ and publish while training goes on; costs host memory for a copy of that state.",
+    )
 
 
 class TaskConfig(Section):

@@ -1,10 +1,13 @@
 """The two halves of a strategy that DDP and FSDP2 share: the optimizer step, and the state that resume needs."""
 
 import math
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -42,10 +45,21 @@ def clip_and_step(optimizer: Optimizer, max_grad_norm: float | None, lr: float, 
     return StepInfo(grad_norm, skipped)
 
 
-def save_state(model: nn.Module, optimizer: Optimizer, directory: Path) -> None:
-    """Trained parameters and optimizer state, by parameter name, each rank its shards (torch's DCP format)."""
+def save_state(
+    model: nn.Module, optimizer: Optimizer, directory: Path, background: ProcessGroup | None = None
+) -> Future[Any] | None:
+    """Trained parameters and optimizer state, by parameter name, each rank its shards (torch's DCP format).
+
+    `background`: a group that a thread may use to write copies of them while training goes on; see `Strategy.save`.
+    """
     parameters, moments = get_state_dict(model, optimizer, options=_TRAINED_ONLY)
-    state_dict_saver.save({"parameters": parameters, "optimizer": moments}, checkpoint_id=directory)
+    state = {"parameters": parameters, "optimizer": moments}
+    if background is None:
+        state_dict_saver.save(state, checkpoint_id=directory)
+        return None
+    written = state_dict_saver.async_save(state, checkpoint_id=directory, process_group=background)
+    assert isinstance(written, Future), "the stager that torch takes by default copies before it returns"
+    return written
 
 
 def load_state(model: nn.Module, optimizer: Optimizer, directory: Path) -> None:
