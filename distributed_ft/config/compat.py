@@ -52,6 +52,28 @@ ATTENTION: dict[str, dict[Device, Cell]] = {
     },
 }
 
+_BITS_DEEPSPEED = Cell("ZeRO flattens and partitions parameters itself, which 8-bit blocks do not survive; use adamw")
+_PAGED_CPU = Cell("there is no GPU memory to page out of; use adamw_8bit")
+
+# optimizer x strategy
+OPTIMIZERS: dict[str, dict[Column, Cell]] = {
+    name: {**dict.fromkeys(COLUMNS, WORKS), "deepspeed": cell}
+    for name, cell in (
+        ("adamw", _DEEPSPEED),
+        ("adamw_8bit", _BITS_DEEPSPEED),
+        ("paged_adamw_8bit", _BITS_DEEPSPEED),
+        ("sgd", _DEEPSPEED),
+    )
+}
+
+# optimizer x device
+OPTIMIZER_DEVICES: dict[str, dict[Device, Cell]] = {
+    "adamw": {"cpu": WORKS, "cuda": WORKS},
+    "adamw_8bit": {"cpu": WORKS, "cuda": WORKS},
+    "paged_adamw_8bit": {"cpu": _PAGED_CPU, "cuda": WORKS},
+    "sgd": {"cpu": WORKS, "cuda": WORKS},
+}
+
 # What a person may well ask for that the schema does not know yet.
 PLANNED: dict[tuple[str, str], str] = {
     (
@@ -67,7 +89,7 @@ PLANNED: dict[tuple[str, str], str] = {
     ("model.dtype", "bfloat16"): "it is called bf16 here; write dtype: bf16",
     ("model.dtype", "float32"): "it is called fp32 here; write dtype: fp32",
     ("model.attention", "flex_attention"): "not supported: it has no backward pass on CPU; use auto",
-    ("optim.name", "adamw_8bit"): "planned: an optimizer with 8-bit state; use adamw",
+    ("optim.name", "adam8bit"): "it is called adamw_8bit here; write name: adamw_8bit",
 }
 
 
@@ -88,6 +110,7 @@ def device_problems(config: RunConfig, device: Device) -> list[str]:
     cells = [
         (f"model.dtype: {config.model.dtype}", DTYPES[config.model.dtype][device]),
         (f"model.attention: {config.model.attention}", ATTENTION[config.model.attention][device]),
+        (f"optim.name: {config.optim.name}", OPTIMIZER_DEVICES[config.optim.name][device]),
     ]
     return [f"{name}: {cell.reason}" for name, cell in cells if not cell.works]
 
@@ -97,8 +120,12 @@ def world_problems(config: RunConfig, world_size: int, fresh: bool = True) -> li
 
     A run that is resumed (not `fresh`) may have any number of them: ranks then get uneven shares of a batch.
     """
-    cell = METHODS[config.method.type][column(config, world_size)]
-    problems = [] if cell.works else [f"method.type: {config.method.type}: {cell.reason}"]
+    where = column(config, world_size)
+    cells = [
+        (f"method.type: {config.method.type}", METHODS[config.method.type][where]),
+        (f"optim.name: {config.optim.name}", OPTIMIZERS[config.optim.name][where]),
+    ]
+    problems = [f"{name}: {cell.reason}" for name, cell in cells if not cell.works]
     whole, micro = config.optim.global_batch_size, config.optim.micro_batch_size
     unit = micro * world_size
     if fresh and whole % unit:
@@ -131,6 +158,8 @@ def markdown() -> str:
     parts = [
         _table("method", COLUMNS, {m: [row[c] for c in COLUMNS] for m, row in METHODS.items()}, notes),
         _table("dtype", devices, {d: [row[c] for c in devices] for d, row in DTYPES.items()}, notes),
+        _table("optimizer", COLUMNS, {o: [row[c] for c in COLUMNS] for o, row in OPTIMIZERS.items()}, notes),
+        _table("optimizer", devices, {o: [row[c] for c in devices] for o, row in OPTIMIZER_DEVICES.items()}, notes),
         _table("attention", devices, {a: [row[c] for c in devices] for a, row in ATTENTION.items()}, notes),
         "\n".join(f"{number}. {note}" for number, note in enumerate(notes, 1)),
     ]

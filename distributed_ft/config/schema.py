@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Preset = Literal["style", "domain", "code", "support"]
 Metric = Literal["exact_match", "json_fields"]
+Recompute = Literal["none", "selective", "full"]
 Positive = Annotated[int, Field(gt=0)]
 
 
@@ -32,9 +33,10 @@ class ModelConfig(Section):
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
         "auto", description="auto: the fastest implementation at hand that isolates packed documents."
     )
-    gradient_checkpointing: Literal["none", "full"] = Field(
+    gradient_checkpointing: Recompute = Field(
         "none",
-        description="full: recompute every decoder layer in the backward pass; less memory, about 30% more time.",
+        description="full: recompute every decoder layer in the backward pass; least memory, about 30% more time. "
+        "selective: every second layer; half of the saving for half of the time.",
     )
 
 
@@ -123,7 +125,11 @@ StrategyConfig = Annotated[DdpStrategy | FsdpStrategy, Field(discriminator="type
 
 
 class OptimConfig(Section):
-    name: Literal["adamw", "sgd"] = Field("adamw", description="AdamW (fused), or SGD with Nesterov momentum.")
+    name: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "sgd"] = Field(
+        "adamw",
+        description="AdamW (fused), with moments in 8 bits (bitsandbytes), these also paged out to host memory when "
+        "the GPU's is short, or SGD with Nesterov momentum.",
+    )
     lr: Annotated[float, Field(gt=0)] = Field(1e-4, description="Peak learning rate.")
     schedule: Literal["cosine", "linear", "constant", "wsd"] = Field(
         "cosine", description="wsd: constant, then linearly down over the last decay_ratio of the run."

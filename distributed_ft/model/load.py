@@ -21,6 +21,7 @@ from distributed_ft.config.schema import ModelConfig
 from distributed_ft.errors import ConfigError
 from distributed_ft.model import attention
 from distributed_ft.model.quantized import keep_layout
+from distributed_ft.model.recompute import set_recompute
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -145,8 +146,7 @@ def quiet_libraries() -> None:
 
 def _prepared(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel:
     model.config.use_cache = False  # with a cache, packed documents would see one another
-    if config.gradient_checkpointing == "full":
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    set_recompute(model, config.gradient_checkpointing)
     model.train()
     return model
 

@@ -11,13 +11,15 @@ from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
-    get_state_dict,
-    set_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
 )
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
+from distributed_ft.parallel.local_shards import LocalShards
 from distributed_ft.parallel.strategy import StepInfo
 
 # Frozen weights come from the base, so they are neither written nor read.
@@ -52,8 +54,7 @@ def save_state(
 
     `background`: a group that a thread may use to write copies of them while training goes on; see `Strategy.save`.
     """
-    parameters, moments = get_state_dict(model, optimizer, options=_TRAINED_ONLY)
-    state = {"parameters": parameters, "optimizer": moments}
+    state = _state(model, optimizer)
     if background is None:
         state_dict_saver.save(state, checkpoint_id=directory)
         return None
@@ -63,10 +64,35 @@ def save_state(
 
 
 def load_state(model: nn.Module, optimizer: Optimizer, directory: Path) -> None:
-    """Read what `save_state` wrote into `model` and `optimizer`, resharded to this world."""
-    parameters, moments = get_state_dict(model, optimizer, options=_TRAINED_ONLY)
-    state_dict_loader.load({"parameters": parameters, "optimizer": moments}, checkpoint_id=directory)
-    set_state_dict(model, optimizer, model_state_dict=parameters, optim_state_dict=moments, options=_TRAINED_ONLY)
+    """Read what `save_state` wrote into `model` and `optimizer`, resharded to this world.
+
+    Raises CheckpointError when the optimizer's state cannot be resharded: see `LocalShards`.
+    """
+    if isinstance(optimizer, LocalShards):
+        state_dict_loader.load({"parameters": _parameters(model)}, checkpoint_id=directory)
+        optimizer.restore(model, directory, "optimizer")
+        return
+    state = _state(model, optimizer)
+    state_dict_loader.load(state, checkpoint_id=directory)  # parameters in place
+    set_optimizer_state_dict(model, optimizer, state["optimizer"], options=_TRAINED_ONLY)
+
+
+def _state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    parameters = _parameters(model)
+    if isinstance(optimizer, LocalShards):
+        return {"parameters": parameters, "optimizer": optimizer.stored(model)}
+    return {
+        "parameters": parameters,
+        "optimizer": get_optimizer_state_dict(model, optimizer, options=_TRAINED_ONLY),
+    }
+
+
+def _parameters(model: nn.Module) -> dict[str, Tensor]:
+    """Not by the module's `state_dict()`: what bitsandbytes adds to it for 8-bit layers is no parameter."""
+    for part in model.modules():
+        if isinstance(part, FSDPModule):  # a forward pass without gradients leaves the outermost group gathered
+            part.reshard()
+    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
 
 def on_main(tensor: Tensor, is_main: bool) -> Tensor:

@@ -97,9 +97,7 @@ class Metrics:
         """Record a published checkpoint: the seconds that training waited for it, and until it was on disk."""
         self._checkpoint_seconds = {"checkpoint_blocked_seconds": blocked, "checkpoint_seconds": seconds}
         self._scalars(step, {"time/checkpoint_blocked": blocked, "time/checkpoint": seconds})
-        self.say(
-            f"step {step}/{self.total_steps}  checkpoint saved ({seconds:.1f} s, training waited {blocked:.1f} s)"
-        )
+        self.say(f"step {step}/{self.total_steps}  checkpoint saved ({seconds:.1f} s, training waited {blocked:.1f} s)")
 
     def text(self, step: int, tag: str, text: str) -> None:
         for tracker in self.trackers:

@@ -101,6 +101,10 @@ def check(config: RunConfig, nproc: int, fresh: bool, here: bool = False) -> Pre
     check_installed(config.tracking)
     if isinstance(config.method, QloraMethod) and find_spec("bitsandbytes") is None:
         raise ConfigError("method.type: qlora: bitsandbytes is not installed; `pip install bitsandbytes`, or use lora")
+    if "8bit" in config.optim.name and find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            f"optim.name: {config.optim.name}: bitsandbytes is not installed; `pip install bitsandbytes`, or use adamw"
+        )
     data = prepare(config, load_tokenizer(config.model.base), cache_of(config))
     model = _adapted_shapes(config)  # target modules that match nothing are found here, not after a queue
     problems = [*_misfits(config, data, model)]
@@ -188,9 +192,10 @@ def data_for(config: RunConfig, run: RunDirectory) -> PreparedData:
 
 
 def checkpoint_bytes(config: RunConfig, trainable: int) -> int:
-    """Size of one checkpoint: the saved weights, and fp32 parameters with AdamW's two moments for resume."""
+    """Size of one checkpoint: the saved weights, and fp32 parameters with the optimizer's moments for resume."""
     saved = DTYPES[config.model.dtype].itemsize if config.method.type == "full" else 4
-    return trainable * (saved + 12)
+    moments = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "sgd": 4}[config.optim.name]  # bytes an element
+    return trainable * (saved + 4 + moments)
 
 
 def _adapted_shapes(config: RunConfig) -> nn.Module:

@@ -101,53 +101,64 @@ def damage(partial: Path) -> None:
     save_file(tensors, file)
 
 
+def slow(world: World, config: RunConfig, go: Path) -> list[list[str]]:
+    """The checkpoints that are there at step 5, after the save of step 4, and when the disk has gone on."""
+    names: list[list[str]] = []
+    run = open_here(world, config, StopRequest())
+    note = lambda: names.append([c.name for c in run.directory.all_checkpoints()])  # noqa: E731
+    run.stop = Watch({5: note, 6: lambda: released(go, run), 7: note})
+    run.strategy = SlowDisk(run.strategy, world, go)
+    fit(run)
+    return names
+
+
+def fails(world: World, config: RunConfig, go: Path) -> tuple[str, bool, int]:
+    """What is raised, whether the checkpoint before is what it was, and the step."""
+    run, before = after_four(world, config)
+    run.strategy = SlowDisk(run.strategy, world, go, fails=True)
+    run.stop = Watch({5: lambda: released(go, run)})
+    return raised(run), files_of(run.directory) == before, run.state.step
+
+
+def damaged(world: World, config: RunConfig, go: Path) -> tuple[str, bool]:
+    """As `fails`, when rank 0's model is damaged on the disk before the state is written."""
+    run, before = after_four(world, config)
+    run.strategy = SlowDisk(run.strategy, world, go)
+
+    def spoil() -> None:
+        if world.is_main:
+            damage(run.directory.checkpoints / ".step-00000008.partial")
+            released(go, run)
+
+    run.stop = Watch({5: spoil})
+    return raised(run), files_of(run.directory) == before
+
+
+def empty(world: World, config: RunConfig, go: Path) -> tuple[str, bool]:
+    """What is raised, and whether nothing is left of the save."""
+    run = open_here(world, config, Watch({}))
+    run.strategy = Empties(run.strategy)
+    return raised(run), files_of(run.directory) == {}
+
+
+CASES: dict[str, Callable[[World, RunConfig, Path], Any]] = {
+    "slow": slow,
+    "fails": fails,
+    "damaged": damaged,
+    "empty": empty,
+}
+
+
 def watch(world: World, configs: dict[str, RunConfig], folder: Path) -> dict[str, Any]:
-    """Several saves over a slow disk; what rank 0 and the others saw of each."""
-    seen: dict[str, Any] = {}
-    for strategy in STRATEGIES:
-        config = configs[f"{strategy} slow"]
-        go = folder / f"{strategy} {GO}"
-        directory = RunDirectory(Path(config.runs_dir) / config.name)
-        names: list[list[str]] = []
-        note = lambda names=names, d=directory: names.append([c.name for c in d.all_checkpoints()])  # noqa: E731
-        stop = Watch({5: note, 6: lambda: released(go, run), 7: note})
-        run = open_here(world, config, stop)  # saves after 4 and 8, the end
-        run.strategy = SlowDisk(run.strategy, world, go)
-        fit(run)
-        seen[f"{strategy} slow"] = names
+    """All cases; what this rank saw of each."""
+    return {name: CASES[name.split()[1]](world, config, folder / f"{name} {GO}") for name, config in configs.items()}
 
-        config = configs[f"{strategy} fails"]
-        go = folder / f"{strategy} fails {GO}"
-        run = open_here(world, config, Watch({}))
-        fit_four(run)
-        before = files_of(run.directory)
-        run.strategy = SlowDisk(run.strategy, world, go, fails=True)
-        run.stop = Watch({5: lambda run=run, go=go: released(go, run)})
-        raised = catch(lambda run=run: fit(run))
-        seen[f"{strategy} fails"] = raised, files_of(run.directory) == before, run.state.step
 
-        config = configs[f"{strategy} damaged"]
-        go = folder / f"{strategy} damaged {GO}"
-        run = open_here(world, config, Watch({}))
-        fit_four(run)
-        before = files_of(run.directory)
-        partial = run.directory.checkpoints / ".step-00000008.partial"
-        run.strategy = SlowDisk(run.strategy, world, go)
-
-        def spoil(run: Run = run, partial: Path = partial, go: Path = go) -> None:
-            if world.is_main:
-                damage(partial)
-                released(go, run)
-
-        run.stop = Watch({5: spoil})
-        raised = catch(lambda run=run: fit(run))
-        seen[f"{strategy} damaged"] = raised, files_of(run.directory) == before
-
-        run = open_here(world, configs[f"{strategy} empty"], Watch({}))
-        run.strategy = Empties(run.strategy)
-        raised = catch(lambda run=run: fit(run))
-        seen[f"{strategy} empty"] = raised, files_of(run.directory) == {}
-    return seen
+def after_four(world: World, config: RunConfig) -> tuple[Run, dict[str, str]]:
+    """A run that stopped after four steps, and its files."""
+    run = open_here(world, config, StopRequest())
+    fit_four(run)
+    return run, files_of(run.directory)
 
 
 def fit_four(run: Run) -> None:
@@ -160,9 +171,10 @@ def fit_four(run: Run) -> None:
     assert newest.step == run.state.step == 4
 
 
-def catch(action: Callable[[], None]) -> str:
+def raised(run: Run) -> str:
+    """Train on; what is said."""
     try:
-        action()
+        fit(run)
     except CheckpointError as error:
         return str(error)
     return ""
@@ -196,7 +208,7 @@ def make(tmp_path_factory: pytest.TempPathFactory, bases: Callable[..., Path]) -
 
 @pytest.fixture(scope="module")
 def seen(make: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    cases = [f"{strategy} {case}" for strategy in STRATEGIES for case in ("slow", "fails", "damaged", "empty")]
+    cases = [f"{strategy} {case}" for strategy in STRATEGIES for case in CASES]
     configs = {case: make(case, case.split()[0]) for case in cases}
     return run_ranks(2, watch, configs=configs, folder=tmp_path_factory.mktemp("go"))
 
