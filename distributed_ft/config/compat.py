@@ -50,6 +50,7 @@ ATTENTION: dict[str, dict[Device, Cell]] = {
         "cpu": Cell("FlashAttention has no CPU kernel; use attention: auto"),
         "cuda": WORKS,
     },
+    "flex": {"cpu": Cell("flex_attention has no backward pass on a CPU; use attention: auto"), "cuda": WORKS},
 }
 
 _BITS_DEEPSPEED = Cell("ZeRO flattens and partitions parameters itself, which 8-bit blocks do not survive; use adamw")
@@ -88,7 +89,7 @@ PLANNED: dict[tuple[str, str], str] = {
     ("model.dtype", "fp16"): "not supported: it needs loss scaling and overflows easily; use bf16 or fp32",
     ("model.dtype", "bfloat16"): "it is called bf16 here; write dtype: bf16",
     ("model.dtype", "float32"): "it is called fp32 here; write dtype: fp32",
-    ("model.attention", "flex_attention"): "not supported: it has no backward pass on CPU; use auto",
+    ("model.attention", "flex_attention"): "it is called flex here; write attention: flex",
     ("optim.name", "adam8bit"): "it is called adamw_8bit here; write name: adamw_8bit",
 }
 

@@ -30,8 +30,10 @@ class ModelConfig(Section):
         description="A directory in Hugging Face format, a hub id, or `shipped:base`, the embedded tiny model.",
     )
     dtype: Literal["bf16", "fp32"] = Field("bf16", description="Compute dtype of the forward and backward passes.")
-    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
-        "auto", description="auto: the fastest implementation at hand that isolates packed documents."
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flex"] = Field(
+        "auto",
+        description="auto: the fastest implementation at hand that isolates packed documents. flex: torch's compiled "
+        "flex_attention, also for models with capped scores; compiles for a minute.",
     )
     gradient_checkpointing: Recompute = Field(
         "none",

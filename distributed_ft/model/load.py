@@ -87,8 +87,9 @@ def build_empty(config: ModelConfig) -> PreTrainedModel:
             model = AutoModelForCausalLM.from_config(architecture)
     except Exception as error:
         raise ConfigError(f"model.base: {config.base!r}: its config cannot be used: {_first_line(error)}") from None
-    if config.attention == "sdpa" and not attention.can_be_cut(model):
-        raise ConfigError(f"model.attention: {type(model).__name__} does not work with sdpa; use auto or eager")
+    problem = attention.problem(config, model)
+    if problem is not None:
+        raise ConfigError(f"model.attention: {problem}")
     return _prepared(model, config)
 
 
