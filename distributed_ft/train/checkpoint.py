@@ -9,7 +9,6 @@ import functools
 import hashlib
 import json
 import logging
-import math
 import shutil
 import time
 from collections.abc import Callable
@@ -160,35 +159,34 @@ def write_model(
     strategy: Strategy, model: nn.Module, config: RunConfig, world: World, directory: Path
 ) -> dict[str, Stored]:
     """`model/`: full tensors, one at a time through rank 0, in files of at most SHARD_BYTES, as PEFT or transformers
-    read them; returns what must stand in the files.
+    read them; returns what must stand in the files (on rank 0).
 
     Raises OSError (disk), CheckpointError (a tensor that was not gathered whole); on every rank."""
-    tensors = model.state_dict(keep_vars=True)
+    tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
     keys = dict(methods.saved_tensors(model, config.method))
     files = _Shards(directory, methods.weights_name(config.method))
     dtype = methods.saved_dtype(config.method, DTYPES[config.model.dtype])
-    expected = {key: Stored(_shape(tensors[name]), _file_dtype(tensors[name], dtype)) for name, key in keys.items()}
-    total = sum(math.prod(stored.shape) * stored.dtype.itemsize for stored in expected.values())
+    written: dict[str, Stored] = {}
     problem: Exception | None = None
     for name, tensor in strategy.gather(keys):
         if world.is_main and problem is None:  # a failing disk must not keep the others waiting
-            stored = expected[keys[name]]
             try:
-                if tensor.numel() == 0 or tuple(tensor.shape) != stored.shape:
-                    raise CheckpointError(
-                        f"{directory}: {name}: gathered as {list(tensor.shape)}, its shape is {list(stored.shape)}"
-                    )
-                files.add(keys[name], tensor.to(stored.dtype), total)
+                _check_whole(directory, name, tensor, tensors[name])
+                saved = tensor.to(_file_dtype(tensor, dtype))
+                files.add(keys[name], saved)
+                written[keys[name]] = Stored(tuple(saved.shape), saved.dtype)
             except (OSError, CheckpointError) as error:
                 problem = error
     if world.is_main and problem is None:
         try:
+            if len(written) < len(keys):
+                raise CheckpointError(f"{directory}: {min({*keys.values()} - {*written})}: not gathered")
             files.close()
             methods.write_description(model, config.method, config.model.base, dtype, directory)
-        except OSError as error:
+        except (OSError, CheckpointError) as error:
             problem = error
     world.agree(problem)
-    return expected
+    return written
 
 
 def write_state(
@@ -255,10 +253,9 @@ class _Shards:
         self.written: list[list[str]] = []
         self.total = 0
 
-    def add(self, key: str, tensor: Tensor, total: int) -> None:
-        assert tensor.numel() > 0, key
+    def add(self, key: str, tensor: Tensor) -> None:
         size = tensor.numel() * tensor.element_size()
-        self.total = total
+        self.total += size
         if self.pending and self.pending_bytes + size > SHARD_BYTES:
             self._flush()
         self.pending[key] = tensor.contiguous()
@@ -290,9 +287,11 @@ class _Shards:
         self.pending, self.pending_bytes = {}, 0
 
 
-def _shape(tensor: Tensor) -> tuple[int, ...]:
-    """Of the whole; ZeRO-3 leaves an empty tensor in the module, and says beside it what it stands for."""
-    return tuple(getattr(tensor, "ds_shape", tensor.shape))
+def _check_whole(directory: Path, name: str, gathered: Tensor, tensor: Tensor) -> None:
+    """Raise CheckpointError unless `gathered` has what `tensor` of the module stands for."""
+    shape = tuple(getattr(tensor, "ds_shape", tensor.shape))  # ZeRO-3 leaves an empty tensor in the module
+    if gathered.numel() == 0 or tuple(gathered.shape) != shape:
+        raise CheckpointError(f"{directory}: {name}: gathered as {list(gathered.shape)}, its shape is {list(shape)}")
 
 
 def _file_dtype(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
