@@ -106,16 +106,16 @@ def make(tmp_path: Path, bases: Callable[..., Path]) -> Callable[..., RunConfig]
     rows = write_rows(tmp_path / "rows.jsonl", 30)
     base = bases("llama", hidden_size=96, intermediate_size=192)
 
-    def config(name: str, strategy: str, optimizer: str = "adamw_8bit") -> RunConfig:
+    def config(name: str, strategy: str, optimizer: str = "adamw_8bit", **mesh: int) -> RunConfig:
         made = make_config(
             base,
             rows,
             tmp_path / name,
             method={"type": "full"},
-            strategy={"type": strategy},
+            strategy={"type": strategy, **mesh},
             optim={"name": optimizer, "lr": 1e-3, "max_steps": STEPS, "global_batch_size": 4},
         )
-        prepare_run(made, 2)
+        prepare_run(made, 2 * mesh.get("dp_replicate", 1))
         return made
 
     return config
@@ -150,6 +150,15 @@ def test_it_learns_like_fp32_moments_in_less_than_half_of_their_memory_and_resum
         assert weights(parts[strategy]) == weights(eight[strategy])
         for rank in held:
             assert rank[strategy] < rank[f"exact {strategy}"] / 2
+
+
+def test_copies_of_shards_resume_exactly_too(make: Callable[..., RunConfig]) -> None:
+    whole, parts = ({"": make(name, "fsdp", dp_replicate=2)} for name in ("whole", "parts"))
+    run_ranks(4, train, configs=whole)
+    for steps in (4, STEPS):
+        run_ranks(4, train, configs=parts, steps=steps)
+    assert losses(parts[""]) == losses(whole[""])
+    assert weights(parts[""]) == weights(whole[""])
 
 
 def test_copies_go_on_in_a_world_of_another_size_and_shards_say_why_they_do_not(make: Callable[..., RunConfig]) -> None:
