@@ -43,6 +43,7 @@ test-gpu: venv ## what needs a CUDA device
 bench: venv ## benchmarks against a bare loop and TRL; results in benchmarks/results/
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.checkpoint_stall
 	$(BIN)/python -m benchmarks.vs_trl_cpu
 
 base-model: venv ## train the embedded base from scratch (about an hour on one core)

@@ -27,6 +27,7 @@ class Stopwatch:
         self.cpu_ends: list[float] = []
         self.losses: list[float] = []
         self.grad_norms: list[float] = []
+        self.saves: list[dict[str, float]] = []  # seconds of each checkpoint
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         if "train/loss" in values:
@@ -34,6 +35,8 @@ class Stopwatch:
             self.grad_norms.append(values["train/grad_norm"])
             self.ends.append(time.perf_counter())
             self.cpu_ends.append(time.process_time())
+        if "time/checkpoint" in values:
+            self.saves.append({"blocked": values["time/checkpoint_blocked"], "whole": values["time/checkpoint"]})
 
     def text(self, step: int, tag: str, text: str) -> None: ...
 
@@ -62,6 +65,7 @@ def main() -> None:
             "cpu_ends": stopwatch.cpu_ends,
             "losses": stopwatch.losses,
             "grad_norms": stopwatch.grad_norms,
+            "saves": stopwatch.saves,
             "resident_before": resident,
             "resident_peak": memory_bytes("VmHWM"),
         },

@@ -68,6 +68,27 @@ ATTENTION: dict[str, dict[Device, Cell]] = {
         "cpu": Cell("FlashAttention has no CPU kernel; use attention: auto"),
         "cuda": WORKS,
     },
+    "flex": {"cpu": Cell("flex_attention has no backward pass on a CPU; use attention: auto"), "cuda": WORKS},
+}
+
+_BITS_ZERO = Cell("ZeRO flattens and partitions parameters itself, which 8-bit blocks do not survive; use adamw")
+_PAGED_CPU = Cell("there is no GPU memory to page out of; use adamw_8bit")
+
+# optimizer x strategy
+OPTIMIZERS: dict[str, dict[Column, Cell]] = {
+    **{name: dict.fromkeys(COLUMNS, WORKS) for name in ("adamw", "sgd")},
+    **{
+        name: {column: _BITS_ZERO if column in _ZERO.values() else WORKS for column in COLUMNS}
+        for name in ("adamw_8bit", "paged_adamw_8bit")
+    },
+}
+
+# optimizer x device
+OPTIMIZER_DEVICES: dict[str, dict[Device, Cell]] = {
+    "adamw": {"cpu": WORKS, "cuda": WORKS},
+    "adamw_8bit": {"cpu": WORKS, "cuda": WORKS},
+    "paged_adamw_8bit": {"cpu": _PAGED_CPU, "cuda": WORKS},
+    "sgd": {"cpu": WORKS, "cuda": WORKS},
 }
 
 # What a person may well ask for that the schema does not know yet.
@@ -80,8 +101,8 @@ PLANNED: dict[tuple[str, str], str] = {
     ("model.dtype", "fp16"): "not supported: it needs loss scaling and overflows easily; use bf16 or fp32",
     ("model.dtype", "bfloat16"): "it is called bf16 here; write dtype: bf16",
     ("model.dtype", "float32"): "it is called fp32 here; write dtype: fp32",
-    ("model.attention", "flex_attention"): "not supported: it has no backward pass on CPU; use auto",
-    ("optim.name", "adamw_8bit"): "planned: an optimizer with 8-bit state; use adamw",
+    ("model.attention", "flex_attention"): "it is called flex here; write attention: flex",
+    ("optim.name", "adam8bit"): "it is called adamw_8bit here; write name: adamw_8bit",
 }
 
 
@@ -109,6 +130,7 @@ def device_problems(config: RunConfig, device: Device) -> list[str]:
     cells = [
         (f"model.dtype: {config.model.dtype}", DTYPES[config.model.dtype][device]),
         (f"model.attention: {config.model.attention}", ATTENTION[config.model.attention][device]),
+        (f"optim.name: {config.optim.name}", OPTIMIZER_DEVICES[config.optim.name][device]),
     ]
     return [f"{name}: {cell.reason}" for name, cell in cells if not cell.works]
 
@@ -118,6 +140,7 @@ def missing_packages(config: RunConfig) -> list[str]:
     method, strategy, attention = config.method, config.strategy, config.model.attention
     needed: list[tuple[bool, str, str, str, str]] = [  # when, key and value, module, package, what to use instead
         (isinstance(method, QloraMethod), f"method.type: {method.type}", "bitsandbytes", "bitsandbytes", "lora"),
+        ("8bit" in config.optim.name, f"optim.name: {config.optim.name}", "bitsandbytes", "bitsandbytes", "adamw"),
         (
             isinstance(strategy, DeepspeedStrategy),
             f"strategy.type: {strategy.type}",
@@ -145,10 +168,12 @@ def world_problems(config: RunConfig, world_size: int, fresh: bool = True) -> li
 
     A run that is resumed (not `fresh`) may have any number of them: ranks then get uneven shares of a batch.
     """
-    method = row(config.method)
-    unknown = isinstance(config.strategy, LauncherStrategy)  # until the processes start
-    cell = WORKS if unknown else METHODS[method][column(config, world_size)]
-    problems = [] if cell.works else [f"method: {method}: {cell.reason}"]
+    method, name = row(config.method), config.optim.name
+    problems = []
+    if not isinstance(config.strategy, LauncherStrategy):  # which is not known until the processes start
+        where = column(config, world_size)
+        cells = [(f"method: {method}", METHODS[method][where]), (f"optim.name: {name}", OPTIMIZERS[name][where])]
+        problems = [f"{what}: {cell.reason}" for what, cell in cells if not cell.works]
     whole, micro = config.optim.global_batch_size, config.optim.micro_batch_size
     unit = micro * world_size
     if fresh and whole % unit:
@@ -180,6 +205,8 @@ def tables() -> dict[str, dict[str, dict[str, str]]]:
     return {
         "method": {name: {c: row[c].reason for c in COLUMNS} for name, row in METHODS.items()},
         "dtype": {name: {d: row[d].reason for d in devices} for name, row in DTYPES.items()},
+        "optimizer": {name: {c: row[c].reason for c in COLUMNS} for name, row in OPTIMIZERS.items()},
+        "optimizer, on": {name: {d: row[d].reason for d in devices} for name, row in OPTIMIZER_DEVICES.items()},
         "attention": {name: {d: row[d].reason for d in devices} for name, row in ATTENTION.items()},
     }
 

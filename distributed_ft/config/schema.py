@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Preset = Literal["style", "domain", "code", "support"]
 Metric = Literal["exact_match", "json_fields"]
+Recompute = Literal["none", "selective", "full"]
 Positive = Annotated[int, Field(gt=0)]
 
 
@@ -29,12 +30,15 @@ class ModelConfig(Section):
         description="A directory in Hugging Face format, a hub id, or `shipped:base`, the embedded tiny model.",
     )
     dtype: Literal["bf16", "fp32"] = Field("bf16", description="Compute dtype of the forward and backward passes.")
-    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
-        "auto", description="auto: the fastest implementation at hand that isolates packed documents."
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flex"] = Field(
+        "auto",
+        description="auto: the fastest implementation at hand that isolates packed documents. flex: torch's compiled "
+        "flex_attention, also for models with capped scores; compiles for a minute.",
     )
-    gradient_checkpointing: Literal["none", "full"] = Field(
+    gradient_checkpointing: Recompute = Field(
         "none",
-        description="full: recompute every decoder layer in the backward pass; less memory, about 30% more time.",
+        description="full: recompute every decoder layer in the backward pass; least memory, about 30% more time. "
+        "selective: every second layer; half of the saving for half of the time.",
     )
 
 
@@ -196,7 +200,11 @@ StrategyConfig = Annotated[SettledStrategy | LauncherStrategy, Field(discriminat
 
 
 class OptimConfig(Section):
-    name: Literal["adamw", "sgd"] = Field("adamw", description="AdamW (fused), or SGD with Nesterov momentum.")
+    name: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "sgd"] = Field(
+        "adamw",
+        description="AdamW (fused), with moments in 8 bits (bitsandbytes), these also paged out to host memory when "
+        "the GPU's is short, or SGD with Nesterov momentum.",
+    )
     lr: Annotated[float, Field(gt=0)] = Field(1e-4, description="Peak learning rate.")
     schedule: Literal["cosine", "linear", "constant", "wsd"] = Field(
         "cosine", description="wsd: constant, then linearly down over the last decay_ratio of the run."
@@ -226,6 +234,11 @@ class OptimConfig(Section):
 class CheckpointConfig(Section):
     every: Positive = Field(500, description="Optimizer steps between checkpoints; the last step always has one.")
     keep: Positive = Field(3, description="Newest checkpoints kept, besides BEST.")
+    in_background: bool = Field(
+        True,
+        alias="async",
+        description="Write state/ and publish while training goes on; costs host memory for a copy of that state.",
+    )
 
 
 class TaskConfig(Section):

@@ -19,6 +19,7 @@ from transformers.utils import is_flash_attn_2_available
 from distributed_ft.config.schema import ModelConfig
 
 PACKED_SDPA = "packed_sdpa"
+FLEX = "flex_attention"
 
 
 def packed_sdpa(
@@ -60,9 +61,10 @@ AttentionInterface.register(PACKED_SDPA, packed_sdpa)
 def implementation(config: ModelConfig, device: torch.device, model: PreTrainedModel) -> str:
     """The transformers attention implementation for a run's `model.attention`.
 
-    `auto` and `sdpa` both isolate documents by cutting at their boundaries; `eager` by transformers' own block mask,
-    which it derives from restarted position ids. `auto` falls back to it for a model that cannot be cut. Whether it
-    worked is proved at the start of every run (`distributed_ft.model.isolation`).
+    `auto` and `sdpa` both isolate documents by cutting at their boundaries; `eager` and `flex` by transformers' own
+    block mask (for `flex` one that skips what is masked), which it derives from restarted position ids. `auto` falls
+    back to `eager` for a model that cannot be cut. Whether it worked is proved at the start of every run
+    (`distributed_ft.model.isolation`).
     """
     choice = config.attention
     if choice == "auto":
@@ -70,7 +72,20 @@ def implementation(config: ModelConfig, device: torch.device, model: PreTrainedM
         if flash and model._supports_flash_attn:
             return "flash_attention_2"
         choice = "sdpa" if can_be_cut(model) else "eager"
-    return PACKED_SDPA if choice == "sdpa" else choice
+    return {"sdpa": PACKED_SDPA, "flex": FLEX}.get(choice, choice)
+
+
+def problem(config: ModelConfig, model: PreTrainedModel) -> str | None:
+    """Why this architecture cannot attend as `model.attention` says, or None."""
+    name = type(model).__name__
+    if config.attention == "sdpa" and not can_be_cut(model):
+        return f"{name} does not work with sdpa; use auto or eager"
+    if config.attention == "flex" and not model._supports_flex_attn:
+        return f"{name} does not work with flex; use auto or eager"
+    dropout: float = getattr(model.config.get_text_config(), "attention_dropout", None) or 0.0
+    if config.attention == "flex" and dropout > 0:
+        return f"{name} has dropout in its attention, which flex does not compute; use auto or eager"
+    return None
 
 
 def can_be_cut(model: PreTrainedModel) -> bool:

@@ -23,6 +23,7 @@ from distributed_ft.config.schema import ModelConfig
 from distributed_ft.errors import ConfigError
 from distributed_ft.model import attention, weights
 from distributed_ft.model.quantized import keep_layout
+from distributed_ft.model.recompute import set_recompute
 from distributed_ft.model.weights import Weights
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -138,8 +139,9 @@ def build_empty(config: ModelConfig) -> PreTrainedModel:
             model = AutoModelForCausalLM.from_config(architecture)
     except Exception as error:
         raise ConfigError(f"model.base: {config.base!r}: its config cannot be used: {_first_line(error)}") from None
-    if config.attention == "sdpa" and not attention.can_be_cut(model):
-        raise ConfigError(f"model.attention: {type(model).__name__} does not work with sdpa; use auto or eager")
+    problem = attention.problem(config, model)
+    if problem is not None:
+        raise ConfigError(f"model.attention: {problem}")
     return _prepared(model, config)
 
 
@@ -232,8 +234,7 @@ def quiet_libraries() -> None:
 
 def _prepared(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel:
     model.config.use_cache = False  # with a cache, packed documents would see one another
-    if config.gradient_checkpointing == "full":
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    set_recompute(model, config.gradient_checkpointing)
     model.train()
     return model
 

@@ -1,6 +1,7 @@
 """DDP: every process holds everything, gradients are summed. With one process: plain training."""
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,9 @@ class Ddp:
     def step(self, lr: float, usable: bool) -> StepInfo:
         return update.clip_and_step(self.optimizer, self.max_grad_norm, lr, usable)
 
-    def save(self, directory: Path) -> None:
-        update.save_state(self.module, self.optimizer, directory)
+    def save(self, directory: Path, background: bool) -> Future[Any] | None:
+        group = self.world.background if background else None
+        return update.save_state(self.module, self.optimizer, directory, group)
 
     def load(self, directory: Path) -> None:
         update.load_state(self.module, self.optimizer, directory)

@@ -1,7 +1,7 @@
 """DeepSpeed ZeRO: optimizer state (stage 1), gradients (2) and parameters (3) are partitioned over ranks.
 
 The engine clips, updates and zeroes; what resume needs is written and read here, because DeepSpeed's own files fit one
-world size, and waiting in its barriers a rank never hears that another's disk is full (docs/adr/0007).
+world size, and waiting in its barriers a rank never hears that another's disk is full (docs/adr/0009).
 """
 
 import logging
@@ -9,6 +9,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,8 @@ class Deepspeed:
             return StepInfo(math.inf, skipped=True)
         return StepInfo(float(self.engine.get_global_grad_norm()), skipped=False)
 
-    def save(self, directory: Path) -> None:
-        zero_state.save(self.engine, self.stage, self.module, self.world, directory)
+    def save(self, directory: Path, background: bool) -> Future[Any] | None:
+        return zero_state.save(self.engine, self.stage, self.module, self.world, directory, background)
 
     def load(self, directory: Path) -> None:
         zero_state.load(self.engine, self.stage, self.module, self.world, directory)

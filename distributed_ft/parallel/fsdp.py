@@ -1,7 +1,9 @@
 """FSDP2: parameters, gradients and optimizer state are sharded over ranks (`torch.distributed.fsdp.fully_shard`)."""
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,8 +54,9 @@ class Fsdp:
     def step(self, lr: float, usable: bool) -> StepInfo:
         return update.clip_and_step(self.optimizer, self.max_grad_norm, lr, usable)
 
-    def save(self, directory: Path) -> None:
-        update.save_state(self.module, self.optimizer, directory)
+    def save(self, directory: Path, background: bool) -> Future[Any] | None:
+        group = self.world.background if background else None
+        return update.save_state(self.module, self.optimizer, directory, group)
 
     def load(self, directory: Path) -> None:
         update.load_state(self.module, self.optimizer, directory)

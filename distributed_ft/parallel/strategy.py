@@ -5,9 +5,10 @@ The contract, whatever the strategy: *after `step()` the update used the gradien
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, assert_never
+from typing import Any, Protocol, assert_never
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -50,8 +51,12 @@ class Strategy(Protocol):
         every rank alike) or the global gradient norm is not finite."""
         ...
 
-    def save(self, directory: Path) -> None:
-        """Write what resume needs of trained parameters and optimizer. A collective."""
+    def save(self, directory: Path, background: bool) -> Future[Any] | None:
+        """Write what resume needs of trained parameters and optimizer. A collective.
+
+        In the `background`, where the strategy can: what is written was copied when this returns, so that training may
+        go on, and the future is done when this rank's files are on disk. None: they are already.
+        """
         ...
 
     def load(self, directory: Path) -> None:

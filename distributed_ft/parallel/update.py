@@ -1,11 +1,13 @@
 """The two halves of a strategy that DDP and FSDP2 share: the optimizer step, and the state that resume needs."""
 
 import math
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -17,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
+from distributed_ft.parallel.local_shards import LocalShards
 from distributed_ft.parallel.strategy import StepInfo
 
 # Frozen weights come from the base, so they are neither written nor read.
@@ -44,28 +47,52 @@ def clip_and_step(optimizer: Optimizer, max_grad_norm: float | None, lr: float, 
     return StepInfo(grad_norm, skipped)
 
 
-def save_state(model: nn.Module, optimizer: Optimizer, directory: Path) -> None:
-    """Trained parameters and optimizer state, by parameter name, each rank its shards (torch's DCP format)."""
-    state_dict_saver.save(_state(model, optimizer), checkpoint_id=directory)
+def save_state(
+    model: nn.Module, optimizer: Optimizer, directory: Path, background: ProcessGroup | None = None
+) -> Future[Any] | None:
+    """Trained parameters and optimizer state, by parameter name, each rank its shards (torch's DCP format).
+
+    `background`: a group that a thread may use to write copies of them while training goes on; see `Strategy.save`.
+    """
+    state = _state(model, optimizer)
+    if background is None:
+        state_dict_saver.save(state, checkpoint_id=directory)
+        return None
+    written = state_dict_saver.async_save(state, checkpoint_id=directory, process_group=background)
+    assert isinstance(written, Future), "the stager that torch takes by default copies before it returns"
+    return written
 
 
 def load_state(model: nn.Module, optimizer: Optimizer, directory: Path) -> None:
-    """Read what `save_state` wrote into `model` and `optimizer`, resharded to this world."""
+    """Read what `save_state` wrote into `model` and `optimizer`, resharded to this world.
+
+    Raises CheckpointError when the optimizer's state cannot be resharded: see `LocalShards`.
+    """
+    if isinstance(optimizer, LocalShards):
+        state_dict_loader.load({"parameters": _parameters(model)}, checkpoint_id=directory)
+        optimizer.restore(model, directory, "optimizer")
+        return
     state = _state(model, optimizer)
     state_dict_loader.load(state, checkpoint_id=directory)  # parameters in place
     set_optimizer_state_dict(model, optimizer, state["optimizer"], options=_TRAINED_ONLY)
 
 
 def _state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-    """Not by the module's `state_dict()`: what bitsandbytes adds to it for 8-bit layers is no parameter."""
-    for part in model.modules():
-        if isinstance(part, FSDPModule):  # a forward pass without gradients leaves the outermost group gathered
-            part.reshard()
-    parameters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    parameters = _parameters(model)
+    if isinstance(optimizer, LocalShards):
+        return {"parameters": parameters, "optimizer": optimizer.stored(model)}
     return {
         "parameters": parameters,
         "optimizer": get_optimizer_state_dict(model, optimizer, options=_TRAINED_ONLY),
     }
+
+
+def _parameters(model: nn.Module) -> dict[str, Tensor]:
+    """Not by the module's `state_dict()`: what bitsandbytes adds to it for 8-bit layers is no parameter."""
+    for part in model.modules():
+        if isinstance(part, FSDPModule):  # a forward pass without gradients leaves the outermost group gathered
+            part.reshard()
+    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
 
 def on_main(tensor: Tensor, is_main: bool) -> Tensor:

@@ -7,7 +7,7 @@ A launcher (ours, torchrun, accelerate, srun) only has to set RANK, WORLD_SIZE, 
 import logging
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, NoReturn
 
@@ -28,11 +28,17 @@ class World:
     local_rank: int
     device: torch.device
     patient: dist.ProcessGroup | None = None  # for waiting for work of one rank, which takes as long as it takes
+    background: dist.ProcessGroup | None = None  # for one thread beside the training; no other may speak there
 
     @property
     def is_main(self) -> bool:
         """Rank 0: it alone writes what is written once."""
         return self.rank == 0
+
+    def aside(self) -> "World":
+        """The same place, for a thread beside the training: its `from_main` and `agree` meet on a group of their own.
+        (On the training's own group the words of the two would be taken for one another.)"""
+        return replace(self, patient=self.background)
 
     def sum(self, *values: float) -> tuple[float, ...]:
         """Each value summed over all ranks, in fp64. A collective: every rank calls it."""
@@ -100,8 +106,8 @@ def form_world(expected_size: int | None = None, timeout: timedelta = timedelta(
     else:
         device, backend = torch.device("cpu"), "gloo"
     dist.init_process_group(backend, init_method=_rendezvous(size), rank=rank, world_size=size, timeout=timeout)
-    patient = dist.new_group(backend="gloo", timeout=_PATIENCE) if size > 1 else None
-    return World(rank, size, local_rank, device, patient)
+    patient, background = (dist.new_group(backend="gloo", timeout=_PATIENCE) for _ in range(2))
+    return World(rank, size, local_rank, device, patient, background)
 
 
 def leave(code: int) -> NoReturn:

@@ -6,6 +6,7 @@ any stage, can go on from what any other wrote.
 """
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,18 +31,40 @@ class Piece:
     tensors: dict[str, Tensor]
 
 
-def save(engine: Any, stage: int, module: nn.Module, world: World, directory: Path) -> None:
-    """Write this rank's pieces. Raises OSError on every rank when one cannot."""
+def save(
+    engine: Any, stage: int, module: nn.Module, world: World, directory: Path, background: bool
+) -> Future[Any] | None:
+    """Write copies of this rank's pieces, by a thread in the `background`: see `Strategy.save`.
+
+    Raises OSError on every rank when one cannot; in the background, the future does on that rank.
+    """
+    copies = {
+        name: (piece.start, piece.numel, {key: tensor.cpu().clone() for key, tensor in piece.tensors.items()})
+        for name, piece in _pieces(engine, stage, module)
+    }
+    steps = [state["step"].clone() for state in engine.optimizer.optimizer.state.values() if "step" in state]
+    content = {"pieces": copies, "step": steps[0] if steps else None}
+    file = directory / f"rank-{world.rank:05d}.pt"
+    if background:
+        thread = ThreadPoolExecutor(1, "state")
+        writing = thread.submit(_write, content, file)
+        thread.shutdown(wait=False)  # it ends when this is done
+        return writing
     problem: OSError | None = None
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        pieces = {name: (p.start, p.numel, p.tensors) for name, p in _pieces(engine, stage, module)}
-        steps = [state["step"] for state in engine.optimizer.optimizer.state.values() if "step" in state]
-        copied = {n: (s, e, {k: t.detach().cpu().clone() for k, t in ts.items()}) for n, (s, e, ts) in pieces.items()}
-        torch.save({"pieces": copied, "step": steps[0] if steps else None}, directory / f"rank-{world.rank:05d}.pt")
-    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
-        problem = OSError(str(error))
+        _write(content, file)
+    except OSError as error:
+        problem = error
     world.agree(problem)
+    return None
+
+
+def _write(content: dict[str, Any], file: Path) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(content, file)
+    except RuntimeError as error:  # what torch.save raises on a full disk
+        raise OSError(str(error)) from None
 
 
 @torch.no_grad()

@@ -21,14 +21,16 @@ def fit(run: Run) -> None:
     Raises:
         Stopped: asked to stop; there is a checkpoint of the last finished step.
         TrainingError: the loss or gradient was not finite too often in a row.
-        CheckpointError: a checkpoint could not be written.
+        CheckpointError: a checkpoint could not be written. (With `checkpoint.async` it comes at a later step.)
     """
     world, strategy, optim, clock = run.world, run.strategy, run.config.optim, run.clock
     for step in range(run.state.step, run.total_steps):
         with clock("data"):
             batch = _batch(run, step)
             supervised, size = sum(m.num_supervised for m in batch), sum(m.num_tokens for m in batch)
-        tokens, input_tokens, stop = world.sum(supervised, size, run.stop.requested)
+        tokens, input_tokens, stop, written = world.sum(supervised, size, run.stop.requested, run.checkpoint_written)
+        if written == world.size:  # so that all ranks learn of it, and of a failure, at the same step
+            _finish_checkpoint(run)
         if stop:
             _stop(run)
         loss = torch.zeros((), device=world.device)
@@ -47,6 +49,7 @@ def fit(run: Run) -> None:
         _record(run, mean_loss, lr, info, int(tokens), int(input_tokens))
         _stop_if_diverged(run, mean_loss, info)
         _validate_and_save(run)
+    _finish_checkpoint(run)
 
 
 def _batch(run: Run, step: int) -> Sequence[MicroBatch]:
@@ -75,6 +78,7 @@ def _stop_if_diverged(run: Run, loss: float, info: StepInfo) -> None:
     limit = run.config.optim.max_skipped_steps
     if run.state.skipped_in_a_row < limit:
         return
+    _finish_checkpoint(run)
     what = "the loss" if not math.isfinite(loss) else "the gradient"
     rows = ", ".join(run.order.sample_ids(run.state.step - 1)[:8])
     raise TrainingError(
@@ -99,12 +103,23 @@ def _validate_and_save(run: Run) -> None:
 
 
 def save(run: Run) -> None:
-    """Publish a checkpoint of this step. A collective."""
-    checkpoint.save(run.directory, run.config, run.world, run.strategy, run.token_loss.model, run.state)
+    """Begin a checkpoint of this step, after the one before is finished. A collective."""
+    _finish_checkpoint(run)
+    run.saving = checkpoint.save(run.directory, run.config, run.world, run.strategy, run.token_loss.model, run.state)
     run.last_saved = run.state.step
-    seconds, _ = run.clock.lap()
+    if not run.config.checkpoint.in_background:
+        _finish_checkpoint(run)
+    run.clock.lap()
+
+
+def _finish_checkpoint(run: Run) -> None:
+    """Wait until the checkpoint that was begun, if any, counts. A collective."""
+    if run.saving is None:
+        return
+    saving, run.saving = run.saving, None
+    seconds = saving.finish()
     if run.metrics is not None:
-        run.metrics.checkpoint(run.state.step, seconds)
+        run.metrics.checkpoint(saving.step, saving.seconds_blocked, seconds)
 
 
 @torch.no_grad()
@@ -130,6 +145,7 @@ def _stop(run: Run) -> None:
     """All ranks agreed to stop before the next step: save what is not saved yet, and say how to go on."""
     if run.state.step > run.last_saved:
         save(run)
+    _finish_checkpoint(run)
     again = resume_command(run.directory.path, run.world.size)
     at = f"at step {run.state.step} of {run.total_steps}, saved" if run.state.step else "before the first step"
     raise Stopped(f"stopped on request {at}; continue with: {again}")

@@ -43,6 +43,7 @@ class Metrics:
         self._start_step = start_step
         self._began = time.monotonic()
         self._last_line = 0.0
+        self._checkpoint_seconds: dict[str, float] = {}  # of a checkpoint that was published since the last step
         self._forget_after(start_step)
 
     def _forget_after(self, step: int) -> None:
@@ -64,6 +65,8 @@ class Metrics:
         }
         if record.skipped:
             line["skipped"] = True
+        line |= {key: round(seconds, 6) for key, seconds in self._checkpoint_seconds.items()}
+        self._checkpoint_seconds = {}
         append_json_line(self.run.metrics, line)
         speed = record.input_tokens / record.seconds
         scalars = {
@@ -90,10 +93,11 @@ class Metrics:
         self._scalars(step, {"validation/loss": loss, "time/validation": seconds})
         self.say(f"step {step}/{self.total_steps}  validation loss {loss:.4f}")
 
-    def checkpoint(self, step: int, seconds: float) -> None:
-        """Record a published checkpoint and the seconds that training waited for it."""
-        self._scalars(step, {"time/checkpoint": seconds})
-        self.say(f"step {step}/{self.total_steps}  checkpoint saved ({seconds:.1f} s)")
+    def checkpoint(self, step: int, blocked: float, seconds: float) -> None:
+        """Record a published checkpoint: the seconds that training waited for it, and until it was on disk."""
+        self._checkpoint_seconds = {"checkpoint_blocked_seconds": blocked, "checkpoint_seconds": seconds}
+        self._scalars(step, {"time/checkpoint_blocked": blocked, "time/checkpoint": seconds})
+        self.say(f"step {step}/{self.total_steps}  checkpoint saved ({seconds:.1f} s, training waited {blocked:.1f} s)")
 
     def text(self, step: int, tag: str, text: str) -> None:
         for tracker in self.trackers:

@@ -186,11 +186,12 @@ def data_for(config: RunConfig, run: RunDirectory) -> PreparedData:
 
 
 def checkpoint_bytes(config: RunConfig, trainable: int) -> int:
-    """Size of one checkpoint: the saved weights, and fp32 parameters with AdamW's two moments for resume."""
+    """Size of one checkpoint: the saved weights, and fp32 parameters with the optimizer's moments for resume."""
     saved = DTYPES[config.model.dtype].itemsize if config.method.type == "full" else 4
     if methods.starts_from_base(config.method):
         saved *= 2  # what is trained, and where it began
-    return trainable * (saved + 12)
+    moments = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "sgd": 4}[config.optim.name]  # bytes an element
+    return trainable * (saved + 4 + moments)
 
 
 def _adapted_shapes(config: RunConfig) -> nn.Module:

@@ -25,7 +25,7 @@ from distributed_ft.model.weights import Weights
 from distributed_ft.parallel.strategy import Strategy, make_strategy
 from distributed_ft.parallel.world import World
 from distributed_ft.train import checkpoint, environment, flops, preflight
-from distributed_ft.train.checkpoint import TrainState
+from distributed_ft.train.checkpoint import Saving, TrainState
 from distributed_ft.train.clock import StepClock
 from distributed_ft.train.metrics import Metrics
 from distributed_ft.train.optim import make_optimizer
@@ -50,10 +50,16 @@ class Run:
     stop: StopRequest
     metrics: Metrics | None = None
     clock: StepClock = field(default_factory=StepClock)
-    last_saved: int = 0  # step of the newest checkpoint
+    last_saved: int = 0  # step of the newest checkpoint, counting one that is on its way
+    saving: Saving | None = None  # the checkpoint that is on its way
 
     def __post_init__(self) -> None:
         self.last_saved = self.state.step
+
+    @property
+    def checkpoint_written(self) -> bool:
+        """Whether there is a checkpoint on its way that is done with, on this rank."""
+        return self.saving is not None and self.saving.done
 
 
 def open_run(config: RunConfig, directory: RunDirectory, data: PreparedData, world: World, stop: StopRequest) -> Run:

@@ -12,7 +12,7 @@ from distributed_ft.artifacts import RunDirectory, read_json_lines, sha256_of
 from distributed_ft.config.schema import RunConfig
 from distributed_ft.data.batches import MicroBatch
 from distributed_ft.errors import Stopped
-from distributed_ft.model.attention import PACKED_SDPA
+from distributed_ft.model.attention import FLEX, PACKED_SDPA
 from distributed_ft.model.token_loss import TokenLoss
 from distributed_ft.parallel.world import World
 from distributed_ft.train.fit import fit
@@ -101,10 +101,10 @@ def test_a_stopped_and_resumed_run_ends_in_the_same_adapter(make: Callable[..., 
     assert adapter(parts) == adapter(whole)
 
 
-@pytest.mark.parametrize("implementation", [PACKED_SDPA, "eager"])
+@pytest.mark.parametrize("implementation", [PACKED_SDPA, "eager", FLEX])
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16])
 def test_a_document_does_not_see_the_one_before_it(implementation: str, autocast: torch.dtype | None) -> None:
-    model = make_model("mistral").to(DEVICE)
+    model = make_model("mistral", head_dim=16).to(DEVICE)  # flex wants 16 or more
     model.set_attn_implementation(implementation)
     loss = TokenLoss(model, autocast)
     second = torch.arange(20, 60)
@@ -122,3 +122,56 @@ def test_a_document_does_not_see_the_one_before_it(implementation: str, autocast
         return float(loss(batch.to(DEVICE)).detach())
 
     assert second_loss(torch.full((30,), 5)) == second_loss(torch.arange(VOCAB - 30, VOCAB))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "reference"), [("llama", PACKED_SDPA), ("mistral", PACKED_SDPA), ("gemma2", "eager")]
+)
+def test_flex_gives_the_gradients_of_the_others_for_packs_of_any_length(architecture: str, reference: str) -> None:
+    model = make_model(architecture, head_dim=16).to(DEVICE)
+    loss = TokenLoss(model)
+    for lengths in ([40], [30, 1, 50], [7, 300], [128, 128]):
+        total = sum(lengths)
+        ids, at = 3 + torch.arange(total) % 250, torch.arange(total - 1)
+        batch = MicroBatch(
+            input_ids=ids[None],
+            position_ids=torch.cat([torch.arange(n) for n in lengths])[None],
+            cu_seqlens=torch.tensor([0, *lengths]).cumsum(0).to(torch.int32),
+            max_seqlen=max(lengths),
+            supervised=at,
+            targets=ids[at + 1],
+        ).to(DEVICE)
+        gradients = []
+        for implementation in (FLEX, reference):
+            model.set_attn_implementation(implementation)
+            model.zero_grad()
+            loss(batch).backward()
+            gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+        for got, expected in zip(*gradients, strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("optimizer", ["adamw_8bit", "paged_adamw_8bit"])
+def test_moments_in_8_bits_learn_like_fp32_and_resume_exactly(
+    tmp_path: Path, bases: Callable[..., Path], strategy: str, optimizer: str
+) -> None:
+    """With matrices of 100,000 elements and more, which are paged."""
+    rows = write_rows(tmp_path / "rows.jsonl", 40)
+    base = bases("qwen3", hidden_size=384, intermediate_size=512)
+
+    def config(name: str, optimizer: str) -> RunConfig:
+        optim = {"name": optimizer, "lr": 3e-4, "max_steps": STEPS, "global_batch_size": 4, "micro_batch_size": 2}
+        made = make_config(
+            base, rows, tmp_path / name, method={"type": "full"}, strategy={"type": strategy}, optim=optim
+        )
+        prepare_run(made)
+        return made
+
+    exact, whole, parts = config("exact", "adamw"), config("whole", optimizer), config("parts", optimizer)
+    for made in (exact, whole):
+        run_ranks(1, train, config=made)
+    for steps in (5, 3, STEPS):
+        run_ranks(1, train, config=parts, steps=steps)
+    assert losses(parts) == losses(whole)
+    torch.testing.assert_close(torch.tensor(losses(whole)), torch.tensor(losses(exact)), rtol=3e-2, atol=0)

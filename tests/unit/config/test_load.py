@@ -21,7 +21,7 @@ WRONG_KEYS = {
     "lr: 1": "run.yaml:4: lr: unknown key; did you mean 'optim.lr'?",
     "optim: {learning_rate: 1}": "run.yaml:4: optim.learning_rate: unknown key; did you mean 'lr'?",
     "max_seq_length: 9": "run.yaml:4: max_seq_length: unknown key; did you mean 'data.seq_len'?",
-    "checkpoint: {zzz: 1}": "run.yaml:4: checkpoint.zzz: unknown key; checkpoint has the keys every, keep",
+    "checkpoint: {zzz: 1}": "run.yaml:4: checkpoint.zzz: unknown key; checkpoint has the keys every, keep, async",
     "optim: {lr:1e-4}": "run.yaml:4: optim.lr:1e-4: unknown key; write a space after the colon: lr: 1e-4",
     "optim:\n  lr: 1\n  lr: 2": "run.yaml:6: optim.lr: given twice, first on line 5; remove one of them",
     "method: {type: full, rank: 8}": (
@@ -55,7 +55,8 @@ WRONG_VALUES = {
     "optim: {betas: [0.9]}": "run.yaml:4: optim.betas: has 1 values, and needs more",
     "optim: {betas: [0.9, 0.9, 0.9]}": "run.yaml:4: optim.betas: has 3 values, and needs 2",
     "optim: {min_lr_ratio: 2}": "run.yaml:4: optim.min_lr_ratio: 2 must be at most 1",
-    "optim: {name: adam}": "run.yaml:4: optim.name: 'adam' is not a choice; did you mean 'adamw'? choices: adamw, sgd",
+    "optim: {name: adam}": "run.yaml:4: optim.name: 'adam' is not a choice; did you mean 'adamw'? choices: adamw, "
+    "adamw_8bit, paged_adamw_8bit, sgd",
     "seed: -1": "run.yaml:4: seed: -1 must be at least 0",
     "seed: 4294967296": "run.yaml:4: seed: 4294967296 must be less than 4294967296",
     "preset: cod": (

@@ -1,12 +1,16 @@
 """Attention that is cut at document boundaries equals attention under an explicit block mask."""
 
+import shutil
+
 import pytest
 import torch
 from support.tiny import make_model
 from torch import Tensor
 
 from distributed_ft.config.schema import ModelConfig
-from distributed_ft.model.attention import PACKED_SDPA, implementation, packed_sdpa
+from distributed_ft.data.batches import MicroBatch
+from distributed_ft.model.attention import FLEX, PACKED_SDPA, implementation, packed_sdpa, problem
+from distributed_ft.model.token_loss import TokenLoss
 
 LENGTHS = (7, 1, 12, 3)
 HEADS, HEAD_DIM = 4, 8
@@ -59,6 +63,32 @@ def test_auto_and_sdpa_isolate_documents_on_a_cpu_and_eager_stays_eager() -> Non
     device, model = torch.device("cpu"), make_model("llama")
     assert implementation(choice("auto"), device, model) == implementation(choice("sdpa"), device, model) == PACKED_SDPA
     assert implementation(choice("eager"), device, model) == "eager"
+    assert implementation(choice("flex"), device, model) == FLEX
+
+
+def test_flex_takes_what_sdpa_refuses_and_refuses_dropout() -> None:
+    assert problem(choice("flex"), make_model("gemma2")) is None
+    assert "does not work with sdpa" in str(problem(choice("sdpa"), make_model("gemma2")))
+    assert "dropout in its attention" in str(problem(choice("flex"), make_model("llama", attention_dropout=0.1)))
+
+
+@pytest.mark.slow  # compiles for a minute
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles flex_attention with a C++ compiler")
+@pytest.mark.parametrize(
+    ("architecture", "other"), [("llama", PACKED_SDPA), ("mistral", PACKED_SDPA), ("gemma2", "eager")]
+)
+def test_flex_isolates_documents_as_the_others_do(architecture: str, other: str) -> None:
+    """Forward only: there is no backward pass on a CPU."""
+    model = make_model(architecture, head_dim=16)
+    ids, positions = torch.arange(3, 53)[None], torch.cat([torch.arange(20), torch.arange(30)])[None]
+    at = torch.arange(49)
+    batch = MicroBatch(ids, positions, torch.tensor([0, 20, 50], dtype=torch.int32), 30, at, ids[0, at + 1])
+    losses = []
+    for used in (FLEX, other):
+        model.set_attn_implementation(used)
+        with torch.no_grad():
+            losses.append(TokenLoss(model)(batch))
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=0)
 
 
 def test_a_model_reads_no_mask_when_documents_are_cut() -> None:
