@@ -17,7 +17,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from distributed_ft.artifacts import RunDirectory, read_json, write_json
 from distributed_ft.config import compat
-from distributed_ft.config.schema import RunConfig
+from distributed_ft.config.schema import RunConfig, VirtualTokens
 from distributed_ft.data.order import Order
 from distributed_ft.data.prepare import prepare
 from distributed_ft.data.store import PreparedData, open_prepared
@@ -202,11 +202,11 @@ def _adapted_shapes(config: RunConfig) -> nn.Module:
 def _warnings(config: RunConfig, order: Order, data: PreparedData) -> list[str]:
     warnings = [_finding(f) for f in data.report["findings"] if f["severity"] == "warning"]
     positions = getattr(_text_config(config), "max_position_embeddings", None)
-    longest = max(int(store.lengths.max()) for store in data.train)
+    virtual = config.method.num_virtual_tokens if isinstance(config.method, VirtualTokens) else 0
+    longest = max(int(store.lengths.max()) for store in data.train) + virtual
     if positions is not None and longest > positions:
-        warnings.append(
-            f"data.seq_len: the longest row has {longest:,} tokens, more than the {positions:,} positions of the model"
-        )
+        having = f"the longest row has {longest:,} tokens{f' with {virtual} virtual ones' if virtual else ''}"
+        warnings.append(f"data.seq_len: {having}, more than the {positions:,} positions of the model")
     device: compat.Device = "cuda" if torch.cuda.is_available() else "cpu"
     warnings += [f"on this machine: {problem}" for problem in compat.device_problems(config, device)]
     if order.total_steps < 10:
