@@ -146,5 +146,7 @@ def test_a_run_that_leaves_it_to_the_launcher_goes_on_under_another_strategy(mak
     code, stderr = train(run_yaml, 2, *by, str(FILES / "ddp.yaml"))
     assert code == 0, stderr
     assert "ddp on 2 x cpu" in stderr
-    for ours, theirs in zip(curve(training.run), reference, strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-4)
+    losses, expected = (
+        [line["loss"] for line in lines if "loss" in line] for lines in (curve(training.run), reference)
+    )
+    assert losses == pytest.approx(expected, rel=1e-4)

@@ -90,7 +90,7 @@ def test_a_second_signal_ends_the_run_at_once_even_when_a_rank_hangs(run_yaml: P
         with pytest.raises(Exception, match="timed out"):
             training.process.wait(2)
         kill(training.process.pid, signal.SIGTERM)
-        assert training.process.wait(5) == 128 + signal.SIGTERM
+        assert training.process.wait(30) == 128 + signal.SIGTERM  # most of it: python's own end, with torch loaded
         assert f"ended at once, as it was asked twice; continue with: dft train {training.run.path}" in training.stderr
         assert gone(training.run)
 
