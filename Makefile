@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
+export DS_BUILD_OPS := 0
 
-.PHONY: help venv demo demo-no-replay check test test-slow test-gpu bench base-model clean
+.PHONY: help venv demo demo-no-replay check test test-matrix test-slow test-gpu bench base-model clean
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -32,7 +33,10 @@ check: venv ## lint, format, types, import rules, shell scripts
 	$(BIN)/shellcheck .ci/run
 
 test: check ## check + the tests (what CI runs)
-	$(BIN)/pytest -m "not slow and not gpu"
+	$(BIN)/pytest -m "not slow and not matrix and not gpu"
+
+test-matrix: venv ## every method on every strategy: parity, memory, reload, resume
+	$(BIN)/pytest -m "matrix or not slow" tests/distributed
 
 test-slow: venv ## the long suites: every kill, every world size, the whole demo
 	$(BIN)/pytest -m slow

@@ -194,6 +194,10 @@ def _start(args: argparse.Namespace) -> "Start":
 
 
 def matrix(args: argparse.Namespace) -> int:
+    if args.verify:
+        from launcher.verify import verify
+
+        return verify()
     from distributed_ft.config import compat
 
     print(json.dumps(compat.tables(), indent=2, ensure_ascii=False) if args.json else compat.text())
@@ -286,7 +290,9 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _matrix_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="for programs")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="for programs")
+    how.add_argument("--verify", action="store_true", help="train every cell here, and compare with one process")
 
 
 def _demo_arguments(parser: argparse.ArgumentParser) -> None:

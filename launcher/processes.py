@@ -26,11 +26,12 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _KILLED_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
 
 
-def run_plan(plan: LaunchPlan, run: RunDirectory, again: str, lock: IO[str] | None = None) -> int:
+def run_plan(plan: LaunchPlan, run: RunDirectory, again: str, lock: IO[str] | None = None, quiet: bool = False) -> int:
     """Start the processes of a plan, pass requests to stop on to them, wait, and give the code of the first to fail.
 
-    Rank 0 writes to this terminal, the others to `logs/rank-N.out`. When one fails the others are ended within
-    GRACE_SECONDS; when this process dies they are ended by the kernel. `again` is the command that goes on from there.
+    Rank 0 writes to this terminal unless it shall be `quiet`, the others to `logs/rank-N.out`. When one fails the
+    others are ended within GRACE_SECONDS; when this process dies they are ended by the kernel. `again` is the command
+    that goes on from there.
     """
     run.logs.mkdir(parents=True, exist_ok=True)
     children: list[subprocess.Popen[bytes]] = []
@@ -44,7 +45,7 @@ def run_plan(plan: LaunchPlan, run: RunDirectory, again: str, lock: IO[str] | No
         try:
             with held_back():
                 for rank, process in enumerate(plan.processes):
-                    children.append(start(process, run, rank, lock))
+                    children.append(start(process, run, rank, lock, quiet))
             return outcome(_wait(children), run, again, asked)
         finally:
             for child in children:
@@ -88,9 +89,11 @@ def held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
 
 
-def start(process: Process, run: RunDirectory, rank: int, lock: IO[str] | None) -> subprocess.Popen[bytes]:
+def start(
+    process: Process, run: RunDirectory, rank: int, lock: IO[str] | None, quiet: bool = False
+) -> subprocess.Popen[bytes]:
     """One process of a plan, which dies with this one; it holds the lock too."""
-    output = None if rank == 0 else (run.logs / f"rank-{rank}.out").open("ab")
+    output = None if rank == 0 and not quiet else (run.logs / f"rank-{rank}.out").open("ab")
     try:
         return subprocess.Popen(
             process.argv,

@@ -48,6 +48,8 @@ class TokenLoss(nn.Module):
         self.model = model
         self.autocast = autocast
         self.neftune_alpha = neftune_alpha
+        if autocast is not None:  # so that the residual stream has the compute dtype, however weights are stored
+            _causal_lm(model).get_input_embeddings().register_forward_hook(lambda _, __, out: out.to(autocast))
         # How many blocks of logits the head makes, from how many this rank needs; the same on every rank where each
         # block is a collective (ZeRO-3 gathers the head's weight for it).
         self.agree_on_blocks: Callable[[int], int] = lambda blocks: blocks

@@ -1,14 +1,14 @@
 """`python -m distributed_ft.train RUN_DIR`: what every launcher starts, once a process.
 
-The run directory must exist (`dft train` makes it; `dft train --prepare-only` makes it and stops there). Data is ready
-before the process group is formed.
+Several run directories are trained one after the other. A run directory must exist (`dft train` makes it; `dft train
+--prepare-only` makes it and stops there). Data is ready before the process group is formed.
 """
 
 import faulthandler
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,16 +26,15 @@ log = logging.getLogger("distributed_ft")
 
 def main() -> int:
     """Exit codes: see `distributed_ft.errors`."""
-    if len(sys.argv) != 2:
-        print("usage: python -m distributed_ft.train RUN_DIR", file=sys.stderr)
+    if len(sys.argv) < 2:
+        print("usage: python -m distributed_ft.train RUN_DIR…", file=sys.stderr)
         return EXIT_USER
     stop = StopRequest().listen()  # before the heavy imports: a request while loading is not lost
-    directory = Path(sys.argv[1])
+    directories = [Path(argument) for argument in sys.argv[1:]]
     rank = int(os.environ.get("RANK", "0"))
     roll.sign_in(rank)
     try:
-        _log_to(directory, rank)
-        train(directory, stop)
+        train(directories, rank, stop)
     except Stopped as stopped:
         return _end(rank, str(stopped), EXIT_STOPPED)
     except FtError as error:
@@ -49,8 +48,9 @@ def main() -> int:
     return EXIT_DONE
 
 
-def train(path: Path, stop: StopRequest) -> None:
-    """Train the run in `path` on the processes that the launcher started."""
+def train(paths: Sequence[Path], rank: int, stop: StopRequest) -> None:
+    """Train the runs in `paths` on the processes that the launcher started."""
+    _log_to(paths[0], rank)
     from distributed_ft.artifacts import RunDirectory
     from distributed_ft.config.launched import settled
     from distributed_ft.config.load import load_resolved
@@ -62,22 +62,24 @@ def train(path: Path, stop: StopRequest) -> None:
     from distributed_ft.train.run import open_run
 
     quiet_libraries()
-    directory = RunDirectory(path)
-    config = settled(load_resolved(directory.config), os.environ)
-    environment.refuse_other_state(directory, config)
-    data = data_for(config, directory)
+    prepared = []
+    for directory in map(RunDirectory, paths):
+        config = settled(load_resolved(directory.config), os.environ)
+        environment.refuse_other_state(directory, config)
+        prepared.append((directory, config, data_for(config, directory)))
     asked_for = os.environ.get("DFT_WORLD_SIZE")
     world = form_world(int(asked_for) if asked_for else None)
-    with _only_training(directory, world):
-        run = open_run(config, directory, data, world, stop)
-        log.info(
-            "rank %d of %d on %s: step %d of %d", world.rank, world.size, world.device, run.state.step, run.total_steps
-        )
-        try:
-            fit(run)
-        finally:
-            if run.metrics is not None:
-                run.metrics.close()
+    for directory, config, data in prepared:
+        _log_to(directory.path, rank)
+        with _only_training(directory, world):
+            run = open_run(config, directory, data, world, stop)
+            step = run.state.step
+            log.info("rank %d of %d on %s: step %d of %d", rank, world.size, world.device, step, run.total_steps)
+            try:
+                fit(run)
+            finally:
+                if run.metrics is not None:
+                    run.metrics.close()
 
 
 @contextmanager

@@ -109,10 +109,13 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "fsdp": {"type": "fsdp"},
     **{f"zero{stage}": zero(stage) for stage in (1, 2, 3)},
 }
+IN_CI_OR_MATRIX = [
+    pytest.param(name, marks=() if name in ("fsdp", "zero3") else pytest.mark.matrix) for name in STRATEGIES
+]
 Trained = dict[str, tuple[RunDirectory, RunConfig, torch.Tensor]]
 
 
-@pytest.fixture(scope="module", params=list(STRATEGIES))
+@pytest.fixture(scope="module", params=IN_CI_OR_MATRIX)
 def trained(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, bases: Callable[..., Path]
 ) -> Trained:
@@ -255,7 +258,7 @@ def train_until(world: World, configs: dict[str, RunConfig], steps: int) -> None
             assert run.state.step < run.total_steps
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", IN_CI_OR_MATRIX)
 def test_a_run_goes_on_in_a_world_of_another_size(tmp_path: Path, bases: Callable[..., Path], strategy: str) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", 20)
     configs: dict[str, dict[str, RunConfig]] = {"moved": {}, "stayed": {}}
