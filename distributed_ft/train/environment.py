@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 
 from distributed_ft.artifacts import RunDirectory, read_json, write_json
-from distributed_ft.config.schema import RunConfig
+from distributed_ft.config import deepspeed
+from distributed_ft.config.schema import DeepspeedStrategy, RunConfig
 from distributed_ft.errors import ConfigError
 from distributed_ft.parallel.world import World
 
@@ -37,13 +38,20 @@ def record(run: RunDirectory, config: RunConfig, world: World, trainable: int, t
                 "git_sha": _git_sha(),
                 "platform": platform.platform(),
                 "parameters": {"trainable": trainable, "total": total, "share": trainable / total},
-                "strategy": config.strategy.model_dump(),  # the launcher's, where run.yaml leaves it to it
+                "strategy": _strategy(config),
                 "world_size": world.size,
                 "hosts": sorted({rank["host"] for rank in ranks}),
                 "devices": sorted({rank["device"] for rank in ranks}),
                 "ranks": ranks,
             },
         )
+
+
+def _strategy(config: RunConfig) -> dict[str, Any]:
+    """As it is run: the launcher's, where run.yaml leaves it to it, and DeepSpeed's knobs from their own file."""
+    strategy = config.strategy
+    knobs = {"knobs": deepspeed.read(strategy.config)} if isinstance(strategy, DeepspeedStrategy) else {}
+    return {**strategy.model_dump(), **knobs}
 
 
 def refuse_other_state(run: RunDirectory, config: RunConfig) -> None:
