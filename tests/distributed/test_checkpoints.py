@@ -67,6 +67,8 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # architecture
     "prompt": ("qwen2", {"tie_word_embeddings": True}, {"type": "prompt", "num_virtual_tokens": 4}),
     "adapter": ("llama", {}, {"type": "adapter", "adapter": "houlsby", "reduction_factor": 4}),
     "full": ("qwen3", {"tie_word_embeddings": False}, {"type": "full"}),
+    "full, tied, resized": ("qwen2", {"tie_word_embeddings": True, "vocab_size": 277}, {"type": "full"}),
+    "lora, resized": ("llama", {"vocab_size": 277}, LORA),
     "full, tied": ("qwen2", {"tie_word_embeddings": True}, {"type": "full"}),
     "full, tied, in many files": ("qwen2", {"tie_word_embeddings": True}, {"type": "full"}),
     "full, over a bf16 base": ("llama", {"dtype": "bfloat16"}, {"type": "full"}),
@@ -107,8 +109,11 @@ def probe_batch() -> Any:
 STRATEGIES: dict[str, dict[str, Any]] = {
     "ddp": {"type": "ddp"},
     "fsdp": {"type": "fsdp"},
+    "hybrid": {"type": "fsdp", "dp_replicate": 2},
     **{f"zero{stage}": zero(stage) for stage in (1, 2, 3)},
 }
+# ranks that train, and worlds that go on from there in turn
+MOVES = {"hybrid": (4, 4, 2, 4), **dict.fromkeys(("ddp", "fsdp", "zero1", "zero2", "zero3"), (2, 2, 1, 4))}
 IN_CI_OR_MATRIX = [
     pytest.param(name, marks=() if name in ("fsdp", "zero3") else pytest.mark.matrix) for name in STRATEGIES
 ]
@@ -133,9 +138,9 @@ def trained(
             strategy=STRATEGIES[request.param],
             optim={"max_steps": 4, "lr": 1e-2, "global_batch_size": 4},
         )
-        prepare_run(configs[case], 2)
+        prepare_run(configs[case], MOVES[request.param][0])
     shard_bytes = {case: SHARD_BYTES.get(case, 2**31) for case in configs}
-    logits = run_ranks(2, train_and_probe, configs=configs, shard_bytes=shard_bytes)[0]
+    logits = run_ranks(MOVES[request.param][0], train_and_probe, configs=configs, shard_bytes=shard_bytes)[0]
     return {case: (RunDirectory(Path(c.runs_dir) / "run"), c, logits[case]) for case, c in configs.items()}
 
 
@@ -231,7 +236,7 @@ def test_the_manifest_lists_every_file_with_its_size_and_sha256(trained: Trained
             if path.is_file() and path.name != "manifest.json"
         }
         assert listed == there
-        assert found.manifest().world_size == 2
+        assert found.manifest().world_size in (2, 4)
         assert run.latest_file.read_text() == f"{found.name}\n"
         assert not list(run.checkpoints.glob(".*"))
 
@@ -272,9 +277,9 @@ def test_a_run_goes_on_in_a_world_of_another_size(tmp_path: Path, bases: Callabl
                 strategy=STRATEGIES[strategy],
                 optim={"max_steps": 12, "lr": 2e-3, "global_batch_size": 4, "weight_decay": 0.1},
             )
-            prepare_run(made[method], 2)
-    run_ranks(2, train_until, configs=configs["stayed"], steps=100)
-    for world_size in (2, 2, 1, 4):  # three steps each
+            prepare_run(made[method], MOVES[strategy][0])
+    run_ranks(MOVES[strategy][0], train_until, configs=configs["stayed"], steps=100)
+    for world_size in MOVES[strategy]:  # three steps each
         run_ranks(world_size, train_until, configs=configs["moved"], steps=3)
     for method in configs["moved"]:
         lines = [read_json_lines(tmp_path / f"{place} {method}" / "run" / "metrics.jsonl") for place in configs]
