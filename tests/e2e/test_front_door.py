@@ -209,7 +209,7 @@ def test_schema_is_printed_or_written(folder: Path) -> None:
 
 def test_the_matrix_is_printed_for_people_and_for_programs() -> None:
     shown = dft("matrix").stdout
-    assert re.search(r"^method +one process +ddp +fsdp +fsdp hybrid +deepspeed$", shown, flags=re.M)
+    assert re.search(r"^method +one process +ddp +fsdp +fsdp hybrid +zero1 +zero2 +zero3$", shown, flags=re.M)
     assert re.search(r"^full +yes +yes +yes +yes ", shown, flags=re.M)
     (note,) = re.findall(r"^flash_attention_2 +no \((\d)\) +yes$", shown, flags=re.M)
     assert f"\n{note}. FlashAttention has no CPU kernel; use attention: auto\n" in shown + "\n"
