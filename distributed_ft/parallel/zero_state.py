@@ -42,7 +42,7 @@ def save(
         name: (piece.start, piece.numel, {key: tensor.cpu().clone() for key, tensor in piece.tensors.items()})
         for name, piece in _pieces(engine, stage, module)
     }
-    steps = [state["step"].clone() for state in engine.optimizer.optimizer.state.values() if "step" in state]
+    steps = [state["step"].cpu().clone() for state in engine.optimizer.optimizer.state.values() if "step" in state]
     content = {"pieces": copies, "step": steps[0] if steps else None}
     file = directory / f"rank-{world.rank:05d}.pt"
     if background:
@@ -153,7 +153,7 @@ def _make_optimizer_state(engine: Any, stage: int, step: Tensor) -> None:
         flat.grad = None
         state = zero.optimizer.state[flat]
         if "step" in state:
-            state["step"] = step.clone()
+            state["step"].copy_(step)
     for group, rate in zip(zero.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
 
