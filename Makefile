@@ -7,7 +7,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 export DS_BUILD_OPS := 0
 
-.PHONY: help venv demo demo-no-replay check test test-matrix test-slow test-gpu bench base-model clean
+.PHONY: help venv demo demo-no-replay check test test-matrix test-slow test-gpu bench bench-gpu base-model clean
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -41,7 +41,7 @@ test-matrix: venv ## every method on every strategy: parity, memory, reload, res
 test-slow: venv ## the long suites: every kill, every world size, the whole demo
 	$(BIN)/pytest -m slow
 
-test-gpu: venv ## what needs a CUDA device
+test-gpu: venv ## what needs a CUDA device; skipped without one
 	$(BIN)/pytest tests/gpu
 
 bench: venv ## benchmarks against a bare loop and TRL; results in benchmarks/results/
@@ -49,6 +49,9 @@ bench: venv ## benchmarks against a bare loop and TRL; results in benchmarks/res
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.checkpoint_stall
 	$(BIN)/python -m benchmarks.vs_trl_cpu
+
+bench-gpu: venv ## an 8B model with LoRA and QLoRA on one GPU: tokens/s, MFU, peak memory (20 GB in $TMPDIR)
+	$(BIN)/python -m benchmarks.train_8b
 
 base-model: venv ## train the embedded base from scratch (about an hour on one core)
 	$(BIN)/python -m recipes.data --out distributed_ft/assets

@@ -24,8 +24,8 @@ from launcher.plan import local_plan
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "transformers", "peft", "numpy", "accelerate", "trl", "datasets")
-TIMEOUT_SECONDS = 180.0  # of one fresh process group
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "numpy", "accelerate", "trl", "datasets")
+TIMEOUT_SECONDS = 180.0  # of one fresh process group, unless told
 
 Measurement = dict[str, Any]
 
@@ -34,10 +34,12 @@ class WorkerError(RuntimeError):
     """A measured process ended with an error; the message is the end of what it wrote."""
 
 
-def run_fresh(module: str, arguments: Sequence[str], num_processes: int = 1) -> list[Measurement]:
+def run_fresh(
+    module: str, arguments: Sequence[str], num_processes: int = 1, timeout: float = TIMEOUT_SECONDS
+) -> list[Measurement]:
     """Start `module` in fresh processes, wait, and return what each rank reported.
 
-    Raises WorkerError when a rank fails; the others are ended.
+    Raises WorkerError when a rank fails, or not all are done after `timeout` seconds; the others are ended.
     """
     with tempfile.TemporaryDirectory(prefix="dft-bench-") as folder:
         out = Path(folder)
@@ -49,7 +51,7 @@ def run_fresh(module: str, arguments: Sequence[str], num_processes: int = 1) -> 
                 env = {**os.environ, **meeting, **process.env}
                 children.append(subprocess.Popen(process.argv, env=env, stdout=log, stderr=log, cwd=ROOT))
         try:
-            _wait(children, out)
+            _wait(children, out, timeout)
         finally:
             for child in children:
                 if child.poll() is None:
@@ -134,8 +136,8 @@ def milliseconds(seconds: Mapping[str, float]) -> str:
     return f"{seconds['median'] * 1e3:.1f} ({seconds['min'] * 1e3:.1f}-{seconds['max'] * 1e3:.1f})"
 
 
-def _wait(children: Sequence[subprocess.Popen[bytes]], out: Path) -> None:
-    deadline = time.monotonic() + TIMEOUT_SECONDS
+def _wait(children: Sequence[subprocess.Popen[bytes]], out: Path, timeout: float) -> None:
+    deadline = time.monotonic() + timeout
     while True:
         codes = [child.poll() for child in children]
         for rank, code in enumerate(codes):
@@ -144,7 +146,7 @@ def _wait(children: Sequence[subprocess.Popen[bytes]], out: Path) -> None:
         if None not in codes:
             return
         if time.monotonic() > deadline:
-            raise WorkerError(f"not done after {TIMEOUT_SECONDS:.0f} s:\n{_end_of(out / 'rank-0.log')}")
+            raise WorkerError(f"not done after {timeout:.0f} s:\n{_end_of(out / 'rank-0.log')}")
         time.sleep(0.05)
 
 

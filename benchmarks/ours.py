@@ -9,10 +9,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.cases import Case
 from benchmarks.harness import memory_bytes, report
 from distributed_ft.artifacts import RunDirectory
 from distributed_ft.model.load import quiet_libraries
+from distributed_ft.model.shapes import num_parameters
 from distributed_ft.parallel.world import form_world, leave, rank_from_environment
 from distributed_ft.train.fit import fit
 from distributed_ft.train.run import open_run
@@ -27,12 +30,16 @@ class Stopwatch:
         self.cpu_ends: list[float] = []
         self.losses: list[float] = []
         self.grad_norms: list[float] = []
+        self.seconds: list[float] = []  # of each step
+        self.tokens: list[int] = []  # of each step's global batch, supervised or not
         self.saves: list[dict[str, float]] = []  # seconds of each checkpoint
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         if "train/loss" in values:
             self.losses.append(values["train/loss"])
             self.grad_norms.append(values["train/grad_norm"])
+            self.seconds.append(values["time/total"])
+            self.tokens.append(round(values["speed/tokens_per_second"] * values["time/total"]))
             self.ends.append(time.perf_counter())
             self.cpu_ends.append(time.process_time())
         if "time/checkpoint" in values:
@@ -45,13 +52,29 @@ class Stopwatch:
     def close(self) -> None: ...
 
 
+def gpu_peaks(device: torch.device) -> dict[str, int] | None:
+    """Most bytes of GPU memory in tensors, and in torch's hands, since the last call; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    peaks = {
+        "allocated": torch.cuda.max_memory_allocated(device),
+        "reserved": torch.cuda.max_memory_reserved(device),
+    }
+    torch.cuda.empty_cache()  # what loading reserved and does not need is not training's
+    torch.cuda.reset_peak_memory_stats(device)
+    return peaks
+
+
 def main() -> None:
     case, out = Case(Path(sys.argv[1])), Path(sys.argv[2])
     quiet_libraries()
     data = case.data  # before ranks meet, as in `distributed_ft.train`
     stopwatch = Stopwatch()
     world = form_world(expected_size=rank_from_environment()[1])
+    begin = time.perf_counter()
     run = open_run(case.config, RunDirectory(out / "run"), data, world, StopRequest())
+    load_seconds, trainable_and_total = time.perf_counter() - begin, num_parameters(run.token_loss)
+    gpu_loading = gpu_peaks(world.device)
     if run.metrics is not None:
         run.metrics.trackers = (*run.metrics.trackers, stopwatch)
     resident = memory_bytes("VmRSS")
@@ -65,7 +88,13 @@ def main() -> None:
             "cpu_ends": stopwatch.cpu_ends,
             "losses": stopwatch.losses,
             "grad_norms": stopwatch.grad_norms,
+            "seconds": stopwatch.seconds,
+            "tokens": stopwatch.tokens,
             "saves": stopwatch.saves,
+            "load_seconds": load_seconds,
+            "parameters": trainable_and_total,
+            "gpu_loading": gpu_loading,
+            "gpu_training": gpu_peaks(world.device),
             "resident_before": resident,
             "resident_peak": memory_bytes("VmHWM"),
         },

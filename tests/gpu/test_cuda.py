@@ -157,6 +157,7 @@ def test_moments_in_8_bits_learn_like_fp32_and_resume_exactly(
     tmp_path: Path, bases: Callable[..., Path], strategy: str, optimizer: str
 ) -> None:
     """With matrices of 100,000 elements and more, which are paged."""
+    pytest.importorskip("bitsandbytes")
     rows = write_rows(tmp_path / "rows.jsonl", 40)
     base = bases("qwen3", hidden_size=384, intermediate_size=512)
 
