@@ -173,7 +173,7 @@ def _optimizer(optim: OptimConfig) -> str:
     warmup = f"{optim.warmup_steps:,} steps" if optim.warmup_steps is not None else f"{optim.warmup_ratio:.0%}"
     clip = "no clipping" if optim.max_grad_norm is None else f"gradients clipped at norm {optim.max_grad_norm:g}"
     decay = f", weight decay {optim.weight_decay:g}" if optim.weight_decay else ""
-    name = optim.name if optim.name == "adamw" else f"{optim.name} with momentum {optim.momentum:g}"
+    name = f"sgd with momentum {optim.momentum:g}" if optim.name == "sgd" else optim.name
     return f"{name}, peak rate {optim.lr:g}, {optim.schedule} after {warmup} warm-up, {clip}{decay}"
 
 

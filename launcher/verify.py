@@ -15,7 +15,7 @@ from typing import Any
 from distributed_ft.artifacts import RunDirectory, read_json_lines, write_atomic
 from distributed_ft.config.load import resolved_json
 from distributed_ft.config.schema import RunConfig
-from distributed_ft.errors import EXIT_DONE, EXIT_FAULT
+from distributed_ft.errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED
 from launcher.plan import local_plan
 from launcher.processes import run_plan
 
@@ -50,7 +50,8 @@ class Outcome:
 
 
 def verify(steps: int = STEPS) -> int:
-    """Print the parity table. Returns 0 when every cell that can run here holds, else 1."""
+    """Print the parity table. Returns 0 when every cell that can run here holds, else 1. Raises KeyboardInterrupt when
+    asked to stop: the trainings go with their folder, so nothing is left to go on from."""
     with tempfile.TemporaryDirectory(prefix="dft-verify-") as temporary:
         curves: dict[tuple[str, str, str], Curve] = {}
         problems: dict[str, str] = {}
@@ -99,6 +100,8 @@ def _train(folder: Path, world: str, steps: int) -> tuple[dict[tuple[str, str, s
     arguments = tuple(str(run.path) for run in runs.values())
     plan = local_plan("distributed_ft.train", arguments, size, folder / f"meet-{world.replace(' ', '-')}")
     code = run_plan(plan, first, "dft matrix --verify", quiet=True)
+    if code == EXIT_STOPPED or code > 128:
+        raise KeyboardInterrupt
     if code != EXIT_DONE:
         print((first.logs / "rank-0.out").read_text()[-2000:], file=sys.stderr)
         return {}, f"ended with exit code {code}"

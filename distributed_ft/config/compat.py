@@ -168,12 +168,7 @@ def world_problems(config: RunConfig, world_size: int, fresh: bool = True) -> li
 
     A run that is resumed (not `fresh`) may have any number of them: ranks then get uneven shares of a batch.
     """
-    method, name = row(config.method), config.optim.name
-    problems = []
-    if not isinstance(config.strategy, LauncherStrategy):  # which is not known until the processes start
-        where = column(config, world_size)
-        cells = [(f"method: {method}", METHODS[method][where]), (f"optim.name: {name}", OPTIMIZERS[name][where])]
-        problems = [f"{what}: {cell.reason}" for what, cell in cells if not cell.works]
+    problems = strategy_problems(config, world_size)
     whole, micro = config.optim.global_batch_size, config.optim.micro_batch_size
     unit = micro * world_size
     if fresh and whole % unit:
@@ -182,6 +177,17 @@ def world_problems(config: RunConfig, world_size: int, fresh: bool = True) -> li
             f"optim.global_batch_size: {whole} is not a multiple of micro_batch_size {micro} × {world_size} processes; "
             f"make it {' or '.join(map(str, near))}"
         )
+    return problems
+
+
+def strategy_problems(config: RunConfig, world_size: int) -> list[str]:
+    """What does not work with the strategy on this many processes: `key: value: reason`. Nothing is known of one that
+    is left to the launcher until the processes start; then they ask."""
+    if isinstance(config.strategy, LauncherStrategy):
+        return []
+    method, name, where = row(config.method), config.optim.name, column(config, world_size)
+    cells = [(f"method: {method}", METHODS[method][where]), (f"optim.name: {name}", OPTIMIZERS[name][where])]
+    problems = [f"{what}: {cell.reason}" for what, cell in cells if not cell.works]
     strategy = config.strategy
     if isinstance(strategy, FsdpStrategy):
         shard, replicate = strategy.dp_shard, strategy.dp_replicate

@@ -112,6 +112,11 @@ def settled(config: RunConfig, environ: Mapping[str, str]) -> RunConfig:
     said = launched(environ)
     if said is None:
         if isinstance(config.strategy, LauncherStrategy):
+            if "ACCELERATE_MIXED_PRECISION" in environ and "DFT_RENDEZVOUS" not in environ:
+                raise ConfigError(
+                    "strategy.type: launcher: accelerate started one process and names no strategy; give it a file "
+                    "with distributed_type: MULTI_GPU, FSDP or DEEPSPEED (configs/accelerate/)"
+                )
             raise ConfigError(
                 "strategy.type: launcher: takes what the file of `accelerate launch` says, and this process was not "
                 "started by it; start it so, or write strategy: {type: fsdp} (or ddp, deepspeed)"

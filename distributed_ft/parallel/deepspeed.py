@@ -4,6 +4,7 @@ The engine clips, updates and zeroes; what resume needs is written and read here
 world size, and waiting in its barriers a rank never hears that another's disk is full (docs/adr/0009).
 """
 
+import difflib
 import logging
 import math
 import os
@@ -15,10 +16,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from torch import Tensor, nn
 
-from distributed_ft.config.deepspeed import Knobs, engine_config, stage
+from distributed_ft.config.deepspeed import Knobs, engine_config, read, stage
 from distributed_ft.config.schema import OptimConfig
+from distributed_ft.errors import ConfigError, brief
 from distributed_ft.model.token_loss import TokenLoss
 from distributed_ft.model.weights import Weights
 from distributed_ft.parallel import zero_state
@@ -34,7 +38,8 @@ class Deepspeed:
         self.config = engine_config(knobs, optim)
         self.stage = stage(knobs)
         self.world = world
-        self.deepspeed = _library(world)
+        os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # it asks for it, also where nothing launched us
+        self.deepspeed = _library()
         self.module: nn.Module
         self.engine: Any
 
@@ -105,11 +110,37 @@ class Deepspeed:
         return int(tensor)
 
 
-def _library(world: World) -> Any:
+def check_knobs(path: str, optim: OptimConfig) -> None:
+    """Have DeepSpeed read the knobs in a file, as it will when training starts; names and types are its own.
+
+    Raises ConfigError with a line for everything that is wrong with it."""
+    knobs = read(path)
+    _library()
+    from deepspeed.runtime.config import DeepSpeedConfig
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    try:
+        DeepSpeedConfig(engine_config(knobs, optim))
+    except ValidationError as error:
+        known = [*DeepSpeedZeroConfig.model_fields] if error.title == DeepSpeedZeroConfig.__name__ else []
+        raise ConfigError("\n".join(f"strategy.config: {path}: {_said(e, known)}" for e in error.errors())) from None
+    except (ValueError, AssertionError) as error:
+        raise ConfigError(f"strategy.config: {path}: {brief(error)}") from None
+
+
+def _said(problem: ErrorDetails, known: list[str]) -> str:
+    """One thing that pydantic found, on one line."""
+    key = ".".join(map(str, problem["loc"]))
+    if problem["type"] != "extra_forbidden":
+        return f"{key}: {problem['input']!r}: {problem['msg']}"
+    close = difflib.get_close_matches(key, known, n=1)
+    return f"{key}: DeepSpeed knows no such knob" + (f"; did you mean {close[0]!r}?" if close else "; delete it")
+
+
+def _library() -> Any:
     """deepspeed, set up for this device and quiet."""
-    if world.device.type == "cpu":
+    if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # it asks for it, also where nothing launched us
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # Its way of calling torch's collectives, and its way of asking for a device.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")

@@ -90,7 +90,8 @@ def shard(module: nn.Module, mesh: DeviceMesh, config: FsdpStrategy, bf16: bool)
     precision = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
-    offload = CPUOffloadPolicy() if config.cpu_offload else OffloadPolicy()
+    on_gpu = mesh.device_type == "cuda"  # pinned memory is for copies to one, and torch has none without
+    offload = CPUOffloadPolicy(pin_memory=on_gpu) if config.cpu_offload else OffloadPolicy()
     for layer in _decoder_layers(module):
         fully_shard(
             layer,

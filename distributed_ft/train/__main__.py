@@ -14,11 +14,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distributed_ft import roll
-from distributed_ft.errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, EXIT_USER, FtError, Stopped, disk_problem
+from distributed_ft.errors import (
+    EXIT_DONE,
+    EXIT_FAULT,
+    EXIT_STOPPED,
+    EXIT_USER,
+    CheckpointError,
+    FtError,
+    Stopped,
+    disk_problem,
+)
 from distributed_ft.train.signals import StopRequest
 
 if TYPE_CHECKING:
     from distributed_ft.artifacts import RunDirectory
+    from distributed_ft.config.schema import RunConfig
+    from distributed_ft.data.store import PreparedData
     from distributed_ft.parallel.world import World
 
 log = logging.getLogger("distributed_ft")
@@ -50,36 +61,48 @@ def main() -> int:
 
 def train(paths: Sequence[Path], rank: int, stop: StopRequest) -> None:
     """Train the runs in `paths` on the processes that the launcher started."""
+    for path in paths:
+        if not (path / "config.json").is_file():  # before logs would make a directory of a mistyped name
+            raise CheckpointError(f"{path}: not a run directory (no config.json); `dft train run.yaml` makes one")
     _log_to(paths[0], rank)
     from distributed_ft.artifacts import RunDirectory
     from distributed_ft.config.launched import settled
     from distributed_ft.config.load import load_resolved
     from distributed_ft.model.load import quiet_libraries
-    from distributed_ft.parallel.world import form_world
-    from distributed_ft.train import environment
-    from distributed_ft.train.fit import fit
-    from distributed_ft.train.preflight import data_for
-    from distributed_ft.train.run import open_run
+    from distributed_ft.parallel.world import form_world, rank_from_environment
+    from distributed_ft.train import environment, preflight
 
     quiet_libraries()
     prepared = []
     for directory in map(RunDirectory, paths):
         config = settled(load_resolved(directory.config), os.environ)
+        preflight.check_strategy(config, rank_from_environment()[1])
         environment.refuse_other_state(directory, config)
-        prepared.append((directory, config, data_for(config, directory)))
+        prepared.append((directory, config, preflight.data_for(config, directory)))
     asked_for = os.environ.get("DFT_WORLD_SIZE")
     world = form_world(int(asked_for) if asked_for else None)
     for directory, config, data in prepared:
         _log_to(directory.path, rank)
-        with _only_training(directory, world):
-            run = open_run(config, directory, data, world, stop)
-            step = run.state.step
-            log.info("rank %d of %d on %s: step %d of %d", rank, world.size, world.device, step, run.total_steps)
-            try:
-                fit(run)
-            finally:
-                if run.metrics is not None:
-                    run.metrics.close()
+        _train_one(directory, config, data, world, stop)
+
+
+def _train_one(
+    directory: "RunDirectory", config: "RunConfig", data: "PreparedData", world: "World", stop: StopRequest
+) -> None:
+    """One run. No model stays on return, as there is no memory for two. (DeepSpeed keeps what it was given.)"""
+    from distributed_ft.train.fit import fit
+    from distributed_ft.train.run import open_run
+
+    with _only_training(directory, world):
+        run = open_run(config, directory, data, world, stop)
+        log.info(
+            "rank %d of %d on %s: step %d of %d", world.rank, world.size, world.device, run.state.step, run.total_steps
+        )
+        try:
+            fit(run)
+        finally:
+            if run.metrics is not None:
+                run.metrics.close()
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from distributed_ft.artifacts import RunDirectory, read_json, write_json
 from distributed_ft.config import compat
-from distributed_ft.config.schema import RunConfig, VirtualTokens
+from distributed_ft.config.schema import DeepspeedStrategy, RunConfig, VirtualTokens
 from distributed_ft.data.order import Order
 from distributed_ft.data.prepare import prepare
 from distributed_ft.data.store import PreparedData, open_prepared
@@ -98,6 +98,7 @@ def check(config: RunConfig, nproc: int, fresh: bool, here: bool = False) -> Pre
         problems.append(f"model.base: {weights}")
     if problems:
         raise ConfigError("\n".join(problems))
+    _check_knobs(config)
     check_installed(config.tracking)
     data = prepare(config, load_tokenizer(config.model.base), cache_of(config))
     model = _adapted_shapes(config)  # target modules that match nothing are found here, not after a queue
@@ -105,6 +106,22 @@ def check(config: RunConfig, nproc: int, fresh: bool, here: bool = False) -> Pre
     if problems:
         raise ConfigError("\n".join(problems))
     return data
+
+
+def check_strategy(config: RunConfig, nproc: int) -> None:
+    """What the ranks ask, who know a strategy that was left to the launcher, and how many they are. Raises ConfigError
+    where `check` would."""
+    problems = compat.strategy_problems(config, nproc) + compat.missing_packages(config)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    _check_knobs(config)
+
+
+def _check_knobs(config: RunConfig) -> None:
+    if isinstance(config.strategy, DeepspeedStrategy):
+        from distributed_ft.parallel.deepspeed import check_knobs
+
+        check_knobs(config.strategy.config, config.optim)
 
 
 def _misfits(config: RunConfig, data: PreparedData, model: nn.Module) -> Iterator[str]:

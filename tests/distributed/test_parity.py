@@ -34,6 +34,7 @@ WORLDS: dict[str, tuple[int, dict[str, Any]]] = {
     "2 zero1": (2, zero(1)),
     "2 zero2": (2, zero(2)),
     "2 zero3": (2, zero(3)),
+    "2 fsdp offload": (2, {"type": "fsdp", "cpu_offload": True}),
     "2 zero3 offload": (2, zero("3_offload")),
 }
 OPTIM = {"weight_decay": 0.1, "max_grad_norm": 0.5}
@@ -74,7 +75,7 @@ CASES |= THIN
 TIED = {"full", "full bf16"}
 ALONE = "one process"
 IN_CI = {  # a diagonal; the rest by `make test-matrix`
-    "lora": ("2 ddp", "2 x 2 fsdp", "2 zero2"),
+    "lora": ("2 ddp", "2 x 2 fsdp", "2 fsdp offload", "2 zero2"),
     "full": ("2 fsdp", "2 zero3"),
     "sgd": ("2 zero1",),
     "qlora": ("2 fsdp", "2 zero3"),

@@ -111,7 +111,15 @@ def test_who_says_nothing_of_the_strategy_leaves_it_to_the_run(environ: dict[str
     run = config(strategy={"type": "fsdp"})
     assert settled(run, environ) is run
     (message,) = refusal(config(strategy={"type": "launcher"}), environ)
-    assert message.startswith("strategy.type: launcher: takes what the file of `accelerate launch` says")
+    assert message.startswith("strategy.type: launcher: ")
+    ours = "takes what the file of `accelerate launch` says, and this process was not started by it"
+    assert (ours in message) == (meaning != "accelerate, one process")
+
+
+def test_accelerate_that_names_no_strategy_cannot_choose_it(tmp_path: Path) -> None:
+    alone = changed(tmp_path, "ddp.yaml", distributed_type="NO", num_processes=1)
+    (message,) = refusal(config(strategy={"type": "launcher"}), environment(alone))
+    assert message.startswith("strategy.type: launcher: accelerate started one process and names no strategy; ")
 
 
 def test_one_process_where_two_were_asked_for_is_an_error() -> None:
