@@ -10,14 +10,16 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from pydantic import ValidationError
 from torch import Tensor, nn
 
-from distributed_ft.config.deepspeed import Knobs, engine_config, stage
+from distributed_ft.config.deepspeed import Knobs, engine_config, read, stage
 from distributed_ft.config.schema import OptimConfig
 from distributed_ft.model.token_loss import TokenLoss
 from distributed_ft.model.weights import Weights
@@ -34,7 +36,8 @@ class Deepspeed:
         self.config = engine_config(knobs, optim)
         self.stage = stage(knobs)
         self.world = world
-        self.deepspeed = _library(world)
+        os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # it asks for it, also where nothing launched us
+        self.deepspeed = _library(world.device.type)
         self.module: nn.Module
         self.engine: Any
 
@@ -105,11 +108,35 @@ class Deepspeed:
         return int(tensor)
 
 
-def _library(world: World) -> Any:
-    """deepspeed, set up for this device and quiet."""
-    if world.device.type == "cpu":
+def knob_problems(file: str) -> list[str]:
+    """What DeepSpeed itself says against the knobs in a file that `config.deepspeed.read` took."""
+    zero: dict[str, Any] = read(file)["zero_optimization"]
+    _library("cuda" if torch.cuda.is_available() else "cpu")
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    try:
+        DeepSpeedZeroConfig(**zero)
+    except ValidationError as error:
+        return [
+            f"strategy.config: {file}: {'.'.join(map(str, ('zero_optimization', *found['loc'])))}: "
+            + (_unknown(str(found["loc"][-1])) if found["type"] == "extra_forbidden" else found["msg"])
+            for found in error.errors()
+        ]
+    return []
+
+
+def _unknown(key: str) -> str:
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    known = [field.alias or name for name, field in DeepSpeedZeroConfig.model_fields.items()]
+    close = get_close_matches(key, known, n=1)
+    return "DeepSpeed knows no such key" + (f"; did you mean {close[0]!r}?" if close else "; delete it")
+
+
+def _library(device: str) -> Any:
+    """deepspeed, set up for this kind of device and quiet."""
+    if device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # it asks for it, also where nothing launched us
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # Its way of calling torch's collectives, and its way of asking for a device.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")

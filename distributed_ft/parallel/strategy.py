@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from distributed_ft.config import deepspeed
 from distributed_ft.config.schema import DdpStrategy, DeepspeedStrategy, FsdpStrategy, LauncherStrategy, RunConfig
+from distributed_ft.errors import ConfigError
 from distributed_ft.model.weights import Weights
 from distributed_ft.parallel.world import World
 
@@ -75,7 +76,7 @@ def make_strategy(config: RunConfig, world: World) -> Strategy:
     Raises ConfigError when the mesh does not fit the world, or DeepSpeed's knobs are not right.
     """
     from distributed_ft.parallel.ddp import Ddp
-    from distributed_ft.parallel.deepspeed import Deepspeed
+    from distributed_ft.parallel.deepspeed import Deepspeed, knob_problems
     from distributed_ft.parallel.fsdp import Fsdp
 
     match config.strategy:
@@ -84,6 +85,9 @@ def make_strategy(config: RunConfig, world: World) -> Strategy:
         case FsdpStrategy():
             return Fsdp(config.strategy, world, config.optim.max_grad_norm, config.model.dtype == "bf16")
         case DeepspeedStrategy():
+            problems = knob_problems(config.strategy.config)
+            if problems:
+                raise ConfigError("\n".join(problems))
             return Deepspeed(deepspeed.read(config.strategy.config), config.optim, world)
         case LauncherStrategy():
             raise AssertionError("config.launched settles it before a world is formed")

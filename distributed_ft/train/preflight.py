@@ -17,7 +17,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from distributed_ft.artifacts import RunDirectory, read_json, write_json
 from distributed_ft.config import compat
-from distributed_ft.config.schema import RunConfig, VirtualTokens
+from distributed_ft.config.schema import DeepspeedStrategy, RunConfig, VirtualTokens
 from distributed_ft.data.order import Order
 from distributed_ft.data.prepare import prepare
 from distributed_ft.data.store import PreparedData, open_prepared
@@ -96,6 +96,10 @@ def check(config: RunConfig, nproc: int, fresh: bool, here: bool = False) -> Pre
     weights = weights_problem(config.model.base)
     if weights is not None:
         problems.append(f"model.base: {weights}")
+    if not problems and isinstance(config.strategy, DeepspeedStrategy):
+        from distributed_ft.parallel.deepspeed import knob_problems
+
+        problems += knob_problems(config.strategy.config)
     if problems:
         raise ConfigError("\n".join(problems))
     check_installed(config.tracking)
