@@ -113,6 +113,7 @@ def build_model(
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(architecture, dtype=storage, attn_implementation=attend)
     model.tie_weights()  # which the line above undoes
+    _fill_tables(model)
     odd = bool(getattr(model, "_keep_in_fp32_modules_strict", None)) or hasattr(architecture, "quantization_config")
     if quantization is not None and not odd:
         quantizer = AutoHfQuantizer.from_config(quantization, pre_quantized=False)
@@ -126,6 +127,14 @@ def build_model(
     if quantization is not None:
         keep_layout(model)
     return _prepared(cast(PreTrainedModel, model), config), content
+
+
+def _fill_tables(model: PreTrainedModel) -> None:
+    """Compute what no file holds once more, as transformers does when it loads: within `from_config` some tables (of
+    GPT-J's rotary embeddings) are computed in the weights' dtype, and in bf16 they are then far off."""
+    for module in model.modules():
+        module._is_hf_initialized = False
+    model.initialize_weights()  # parameters have no memory: nothing is drawn for them
 
 
 def build_empty(config: ModelConfig) -> PreTrainedModel:

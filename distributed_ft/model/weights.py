@@ -121,7 +121,8 @@ def slots(model: PreTrainedModel, folder: Path) -> tuple[Slot, ...] | None:
     """Where each tensor of `model`, just built, lies in the files of its base; a tied one once.
 
     None when a tensor has no counterpart of the same name and shape there: transformers then makes it out of others
-    as it loads (fused experts, renamed layers), or a file is missing, and either is for it to say.
+    as it loads (fused experts, renamed layers), or a file is missing, and either is for it to say. Nor when a tied one
+    lies there twice with different values: transformers does not tie it then, whatever the config says.
     """
     keys = model.state_dict(keep_vars=True)
     places: dict[int, list[str]] = {}
@@ -130,11 +131,14 @@ def slots(model: PreTrainedModel, folder: Path) -> tuple[Slot, ...] | None:
     files = _renamed(model, folder, keys)
     found = []
     for names in places.values():
-        name = next((n for n in names if n in files), None)
-        if name is None or files[name].shape != tuple(keys[name].shape):
+        there = [files[name] for name in names if name in files]
+        if not there or any(stored.shape != tuple(keys[names[0]].shape) for stored in there):
+            return None
+        first, *others = there
+        if not all(_equal(first, other) for other in others):
             return None
         (module, attribute), *ties = (_place(model, n) for n in names)
-        found.append(Slot(module, attribute, files[name].key, files[name].file, tuple(ties)))
+        found.append(Slot(module, attribute, first.key, first.file, tuple(ties)))
     return tuple(found)
 
 
@@ -156,6 +160,13 @@ def _renamed(model: PreTrainedModel, folder: Path, keys: dict[str, Tensor]) -> d
         if converted is None:
             found[name] = stored
     return found
+
+
+def _equal(one: _Stored, other: _Stored, rows: int = 4096) -> bool:
+    """Whether two tensors of one shape have the same values, read a few rows at a time."""
+    with safe_open(one.file, "pt") as one_file, safe_open(other.file, "pt") as other_file:
+        a, b = one_file.get_slice(one.key), other_file.get_slice(other.key)
+        return all(torch.equal(a[i : i + rows], b[i : i + rows]) for i in range(0, one.shape[0], rows))
 
 
 def _place(model: nn.Module, name: str) -> tuple[nn.Module, str]:

@@ -122,7 +122,8 @@ def check_knobs(path: str, optim: OptimConfig) -> None:
     try:
         DeepSpeedConfig(engine_config(knobs, optim))
     except ValidationError as error:
-        known = [*DeepSpeedZeroConfig.model_fields] if error.title == DeepSpeedZeroConfig.__name__ else []
+        of_zero = error.title == DeepSpeedZeroConfig.__name__
+        known = [f.alias or name for name, f in DeepSpeedZeroConfig.model_fields.items()] if of_zero else []
         raise ConfigError("\n".join(f"strategy.config: {path}: {_said(e, known)}" for e in error.errors())) from None
     except (ValueError, AssertionError) as error:
         raise ConfigError(f"strategy.config: {path}: {brief(error)}") from None

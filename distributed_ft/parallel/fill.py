@@ -39,15 +39,19 @@ def fill(module: nn.Module, content: Weights, world: World, device: torch.device
 
 @torch.no_grad()
 def fill_slot(slot: Slot, content: Weights, world: World, reader: int) -> None:
-    """Make one tensor whole on every rank, with the values that rank `reader` read; elsewhere they are arbitrary, but
-    for 4-bit weights. A collective."""
+    """Make one tensor whole on every rank, with the values that rank `reader` read; elsewhere those of a parameter are
+    arbitrary (whoever partitions it takes the reader's), but for 4-bit weights. A collective.
+
+    A buffer is read by every rank, because nobody partitions it.
+    """
     if slot.packed:
         slot.module.weight = content.packed(_quantized(slot, content, world, reader), slot.module)
         return
     whole = torch.empty_like(slot.tensor, device=world.device)
-    if world.rank == reader:
+    is_parameter = isinstance(slot.tensor, nn.Parameter)
+    if world.rank == reader or not is_parameter:
         whole.copy_(slot.read())
-    if isinstance(slot.tensor, nn.Parameter):
+    if is_parameter:
         whole = nn.Parameter(whole, slot.tensor.requires_grad)
     setattr(slot.module, slot.attribute, whole)
     slot.retie()

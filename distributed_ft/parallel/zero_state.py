@@ -75,9 +75,9 @@ def load(engine: Any, stage: int, module: nn.Module, world: World, directory: Pa
     for content in files:
         for name, piece in content["pieces"].items():
             stored.setdefault(name, []).append(piece)
-    steps = [content["step"] for content in files if content["step"] is not None]
-    if steps:
-        _make_optimizer_state(engine, stage, steps[0])
+    if any(tensors.keys() != {PARAMETER} for pieces in stored.values() for _, _, tensors in pieces):
+        steps = [content["step"] for content in files if content["step"] is not None]
+        _make_optimizer_state(engine, stage, steps[0] if steps else None)
     problem: CheckpointError | None = None
     try:
         for name, piece in _pieces(engine, stage, module):
@@ -140,20 +140,22 @@ def _flat_tensors(zero: Any, flat: Tensor) -> dict[str, Tensor]:
     return {PARAMETER: flat.data, **same}
 
 
-def _make_optimizer_state(engine: Any, stage: int, step: Tensor) -> None:
-    """An optimizer has no state before its first step: take one of size zero, then set the count."""
+def _make_optimizer_state(engine: Any, stage: int, step: Tensor | None) -> None:
+    """An optimizer has no state before its first step: take one of size zero, then set the count, if it counts (SGD
+    with momentum does not)."""
     zero = engine.optimizer
     flats = zero.fp32_partitioned_groups_flat if stage == 3 else zero.single_partition_of_fp32_groups
     rates = [group["lr"] for group in zero.optimizer.param_groups]
     for group in zero.optimizer.param_groups:
         group["lr"] = 0.0
     for number, flat in enumerate(flats):
+        kept = flat.grad  # where the optimizer is offloaded: memory that gradients are copied to
         flat.grad = torch.zeros_like(flat)
         zero._optimizer_step(number)
-        flat.grad = None
+        flat.grad = kept
         state = zero.optimizer.state[flat]
-        if "step" in state:
-            state["step"].copy_(step)
+        if step is not None:
+            state["step"].copy_(step)  # it lies where this optimizer wants it
     for group, rate in zip(zero.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
 

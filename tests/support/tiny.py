@@ -30,6 +30,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen3": {"model_type": "qwen3", "head_dim": 8},
     "mistral": {"model_type": "mistral", "sliding_window": 8},
     "mixtral": {"model_type": "mixtral", "num_local_experts": 2, "num_experts_per_tok": 1},
+    "gptj": {"model_type": "gptj", "rotary_dim": 4},
+    "apertus": {"model_type": "apertus"},
     "gemma2": {"model_type": "gemma2", "head_dim": 8, "sliding_window": 8, "query_pre_attn_scalar": 8},
 }
 ARCHITECTURES["gemma2"] |= {"final_logit_softcapping": 5.0, "attn_logit_softcapping": 5.0}

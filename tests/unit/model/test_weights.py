@@ -101,6 +101,25 @@ def test_adapters_come_out_the_same_over_a_model_without_memory(bases: Callable[
         assert torch.equal(made[0][name], tensor), name
 
 
+@pytest.mark.parametrize("equal", [True, False])
+def test_a_tied_weight_that_is_stored_twice_is_tied_only_if_it_is_the_same(
+    tmp_path: Path, bases: Callable[..., Path], equal: bool
+) -> None:
+    base = bases("qwen2", tie_word_embeddings=True)
+    for file in base.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(base / "model.safetensors")
+    embeddings = tensors["model.embed_tokens.weight"]
+    tensors["lm_head.weight"] = embeddings.clone() if equal else embeddings + 1
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    model, content = build_model(ModelConfig(base=str(tmp_path)), torch.float32, CPU)
+    assert (content is not None) == equal
+    if content is not None:
+        fill(model, content, ALONE, CPU)
+    assert (model.get_input_embeddings().weight is model.get_output_embeddings().weight) == equal
+    assert_same(model, load_model(ModelConfig(base=str(tmp_path)), torch.float32, CPU))
+
+
 def test_what_transformers_makes_out_of_several_tensors_is_left_to_it(tmp_path: Path) -> None:
     base = make_base(tmp_path, "mixtral")  # its experts lie apart in the files, and in one tensor in the model
     model, content = build_model(ModelConfig(base=str(base)), torch.float32, CPU)
