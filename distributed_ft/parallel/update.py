@@ -81,10 +81,14 @@ def _state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     parameters = _parameters(model)
     if isinstance(optimizer, LocalShards):
         return {"parameters": parameters, "optimizer": optimizer.stored(model)}
-    return {
-        "parameters": parameters,
-        "optimizer": get_optimizer_state_dict(model, optimizer, options=_TRAINED_ONLY),
-    }
+    is_new = not optimizer.state
+    moments = get_optimizer_state_dict(model, optimizer, options=_TRAINED_ONLY)
+    if is_new:  # torch made a state by a step of its own, which must not count (all steps until now were skipped)
+        for made in optimizer.state.values():
+            for value in made.values():
+                if isinstance(value, Tensor):
+                    value.zero_()
+    return {"parameters": parameters, "optimizer": moments}
 
 
 def _parameters(model: nn.Module) -> dict[str, Tensor]:

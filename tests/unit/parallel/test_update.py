@@ -1,8 +1,10 @@
 """The state that resume needs, on disk."""
 
 import copy
+import math
 from pathlib import Path
 
+import pytest
 import torch
 from support.tiny import make_model
 from torch.distributed.checkpoint import state_dict_saver
@@ -39,3 +41,26 @@ def test_a_state_that_torch_collected_is_read_as_our_own_is(tmp_path: Path) -> N
             if parameter.requires_grad:
                 for key, value in optimizer.state[parameter].items():
                     assert torch.equal(made.state[fresh.get_parameter(name)][key], value)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_a_save_before_the_first_update_leaves_no_trace(tmp_path: Path, name: str) -> None:
+    """When every step until then was skipped: neither in the run that goes on nor in the one that is resumed."""
+    optim = OptimConfig.model_validate({"name": name, "lr": 1e-2, "weight_decay": 0.1})
+    trained = []
+    for how in ("not saved", "saved", "resumed"):
+        model = make_model("qwen2")
+        optimizer = make_optimizer(model, optim)
+        for step in range(3):
+            torch.manual_seed(step)
+            for parameter in model.parameters():
+                parameter.grad = torch.randn_like(parameter) if step else torch.full_like(parameter, math.nan)
+            assert clip_and_step(optimizer, None, 1e-2, usable=True).skipped == (step == 0)
+            if step == 0 and how == "saved":
+                save_state(model, optimizer, tmp_path)
+            if step == 0 and how == "resumed":
+                load_state(model, optimizer, tmp_path)
+        trained.append(dict(model.named_parameters()))
+    for others in trained[1:]:
+        for key, parameter in trained[0].items():
+            assert torch.equal(others[key], parameter), key
