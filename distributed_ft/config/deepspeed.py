@@ -88,9 +88,20 @@ def problems(text: str) -> Iterator[str]:
             yield f"{_line(text, key)}{key}: no engine knob; {hint}"
     for key in _autos(knobs):
         yield f'{_line(text, key)}{key}: "auto": nobody fills it in here; give a number, or delete it for the default'
+    yield from _not_supported(text, knobs["zero_optimization"])
     number = knobs["zero_optimization"].get("stage")
     if number not in (1, 2, 3) or isinstance(number, bool):
         yield f"zero_optimization.stage: {number!r}; 1, 2 or 3 (without ZeRO, use strategy: {{type: ddp}})"
+
+
+def _not_supported(text: str, zero: Knobs) -> Iterator[str]:
+    for key in ("offload_optimizer", "offload_param"):
+        offload = zero.get(key)
+        if isinstance(offload, dict) and offload.get("device") == "nvme":
+            yield f"{_line(text, key)}{key}.device: nvme: not supported: what resume needs is not read back; use cpu"
+    if zero.get("zero_hpz_partition_size", 1) != 1:
+        key = "zero_hpz_partition_size"
+        yield f"{_line(text, key)}{key}: not supported: its second copy of the weights is stale after a resume; delete it"
 
 
 def engine_config(knobs: Knobs, optim: OptimConfig) -> Knobs:

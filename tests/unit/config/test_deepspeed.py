@@ -47,6 +47,11 @@ def test_a_key_that_run_yaml_owns_is_named_with_both_places(key: str) -> None:
         ({"zero_optimization": {}}, "zero_optimization.stage: None; 1, 2 or 3"),
         ({"zero_optimization": {"stage": 0}}, "zero_optimization.stage: 0; 1, 2 or 3 (without ZeRO, use strategy"),
         ({"zero_optimization": {"stage": True}}, "zero_optimization.stage: True; 1, 2 or 3"),
+        (
+            {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}},
+            "line 4: offload_param.device: nvme: not supported: what resume needs is not read back; use cpu",
+        ),
+        ({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 8}}, "its second copy of the weights is stale"),
         ({**ZERO, "wall_clock_breakdwn": True}, "no engine knob; did you mean 'wall_clock_breakdown'?"),
         (
             {"zero_optimization": {"stage": 3, "reduce_bucket_size": "auto"}},
