@@ -101,7 +101,7 @@ def _not_supported(text: str, zero: Knobs) -> Iterator[str]:
             yield f"{_line(text, key)}{key}.device: nvme: not supported: what resume needs is not read back; use cpu"
     if zero.get("zero_hpz_partition_size", 1) != 1:
         key = "zero_hpz_partition_size"
-        yield f"{_line(text, key)}{key}: not supported: its second copy of the weights is stale after a resume; delete it"
+        yield f"{_line(text, key)}{key}: not supported: its second copy of the weights is stale once resumed; delete it"
 
 
 def engine_config(knobs: Knobs, optim: OptimConfig) -> Knobs:
