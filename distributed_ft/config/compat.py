@@ -39,9 +39,15 @@ _ZERO: dict[int, Column] = {1: "zero1", 2: "zero2", 3: "zero3"}  # by stage
 
 _INT8 = Cell("its scales lie outside the tensor, where nothing shards them; use quantization: nf4, or strategy: ddp")
 
+_COPIED = Cell(
+    "PEFT copies the 4-bit layer in every forward pass, which ZeRO-3 knows nothing of; use dora: false, method: lora "
+    "or strategy: fsdp"
+)
+
 # method x strategy; what is quantised in more than one way has a row for each
 METHODS: dict[str, dict[Column, Cell]] = {
     **{method: dict.fromkeys(COLUMNS, WORKS) for method in ("full", "lora", "qlora")},
+    "qlora dora": {**dict.fromkeys(COLUMNS, WORKS), "zero3": _COPIED},
     "qlora int8": {column: WORKS if column in ("one process", "ddp") else _INT8 for column in COLUMNS},
     **{method: dict.fromkeys(COLUMNS, WORKS) for method in ("prefix", "prompt", "adapter")},
 }
@@ -122,7 +128,9 @@ def column(config: RunConfig, world_size: int) -> Column:
 
 def row(method: MethodConfig) -> str:
     """The method's row of the matrix."""
-    return "qlora int8" if isinstance(method, QloraMethod) and method.quantization == "int8" else method.type
+    if isinstance(method, QloraMethod) and method.quantization == "int8":
+        return "qlora int8"
+    return "qlora dora" if isinstance(method, QloraMethod) and method.dora else method.type
 
 
 def device_problems(config: RunConfig, device: Device) -> list[str]:

@@ -92,6 +92,8 @@ IN_CI = {  # a diagonal; the rest by `make test-matrix`
 
 def worlds_of(case: str) -> list[str]:
     """Where a case is trained beside one process."""
+    if case == "dora over nf4":
+        return ["2 ddp", "2 fsdp", "2 x 2 fsdp", "2 zero1", "2 zero2"]
     few = ("2 ddp", "2 fsdp", "2 x 2 fsdp", "2 zero1", "2 zero2", "2 zero3")
     if case == "int8":
         return ["2 ddp"]

@@ -29,7 +29,7 @@ def test_every_choice_of_the_schema_has_its_row() -> None:
     assert all(set(row) == set(compat.COLUMNS) for row in compat.OPTIMIZERS.values())
     methods = {get_args(m.model_fields["type"].annotation)[0] for m in get_args(get_args(MethodConfig)[0])}
     working = {name for name, row in compat.METHODS.items() if row["one process"].works}
-    assert working == methods | {"qlora int8"}
+    assert working == methods | {"qlora int8", "qlora dora"}
     assert set(compat.LOADED_BY) == methods
     assert all(set(row) == set(compat.COLUMNS) for row in compat.METHODS.values())
 
@@ -106,7 +106,7 @@ def test_8_bit_weights_are_not_sharded() -> None:
 
 def test_the_markdown_has_a_row_for_each_choice_and_a_note_for_each_reason() -> None:
     text = compat.markdown()
-    assert "| `qlora int8` | yes | yes | no (1) | no (1) | no (1) | no (1) | no (1) |" in text
+    assert "| `qlora int8` | yes | yes | no (2) | no (2) | no (2) | no (2) | no (2) |" in text
     flash = [line for line in text.splitlines() if line.startswith("| `flash_attention_2` | no (")]
     number = flash[0].split("(")[1].split(")")[0]
     assert f"\n{number}. FlashAttention has no CPU kernel; use attention: auto\n" in text
