@@ -89,17 +89,21 @@ class Deepspeed:
 
     def _partition(self, module: nn.Module, content: Weights | None) -> None:
         """Hand the parameters to ZeRO-3 one at a time, so that no rank ever holds more than its parts and one tensor.
-        It takes rank 0's values: the others need not read any."""
+
+        Of the base each rank has read its own part; the adapters, which are the same on every rank, and a model that
+        came whole go through DeepSpeed's own conversion, which takes rank 0's values."""
         convert = self.deepspeed.zero.Init(config_dict_or_path=self.config, mem_efficient_linear=False)
         for buffer in module.buffers():
             if not buffer.is_meta:
                 buffer.data = buffer.data.to(self.world.device)
-        if content is not None:
-            for slot in content.slots:
-                fill_slot(slot, content, self.world, reader=0)
-                if isinstance(slot.tensor, nn.Parameter):
-                    convert._convert_to_zero_parameters([slot.tensor])
-        convert._convert_to_zero_parameters(module.parameters())  # the adapters; or all of a model that came whole
+        for turn, slot in enumerate(content.slots if content is not None else ()):
+            assert content is not None
+            fill_slot(slot, content, self.world, turn)
+            if isinstance(slot.tensor, nn.Parameter):
+                parameter: Any = slot.tensor
+                convert._convert_to_deepspeed_param(parameter)
+                parameter.partition()
+        convert._convert_to_zero_parameters(module.parameters())
 
     def _most(self, blocks: int) -> int:
         """The largest number over ranks: each block of the head's logits gathers its weight, and all have to come."""

@@ -38,23 +38,33 @@ def fill(module: nn.Module, content: Weights, world: World, device: torch.device
 
 
 @torch.no_grad()
-def fill_slot(slot: Slot, content: Weights, world: World, reader: int) -> None:
-    """Make one tensor whole on every rank, with the values that rank `reader` read; elsewhere those of a parameter are
-    arbitrary (whoever partitions it takes the reader's), but for 4-bit weights. A collective.
+def fill_slot(slot: Slot, content: Weights, world: World, turn: int) -> None:
+    """Make room for one whole tensor on every rank, and read this rank's part of it: the rows around its run of the
+    flattened tensor, which is cut into equal runs by ZeRO-3. The rest is arbitrary. A collective.
 
-    A buffer is read by every rank, because nobody partitions it.
+    4-bit weights are whole on every rank, read by the rank whose `turn` it is; so are buffers, which nobody partitions.
     """
     if slot.packed:
-        slot.module.weight = content.packed(_quantized(slot, content, world, reader), slot.module)
+        slot.module.weight = content.packed(_quantized(slot, content, world, turn % world.size), slot.module)
         return
     whole = torch.empty_like(slot.tensor, device=world.device)
-    is_parameter = isinstance(slot.tensor, nn.Parameter)
-    if world.rank == reader or not is_parameter:
-        whole.copy_(slot.read())
-    if is_parameter:
+    if isinstance(slot.tensor, nn.Parameter):
+        rows = _rows_of_run(whole, world)
+        (whole[rows] if whole.ndim else whole).copy_(slot.read(rows))
         whole = nn.Parameter(whole, slot.tensor.requires_grad)
+    else:
+        whole.copy_(slot.read())
     setattr(slot.module, slot.attribute, whole)
     slot.retie()
+
+
+def _rows_of_run(whole: Tensor, world: World) -> slice:
+    """The rows that hold this rank's run of the flattened tensor; all there is of a scalar."""
+    if not whole.ndim:
+        return slice(None)
+    run, width = -(-whole.numel() // world.size), whole.numel() // whole.shape[0]
+    start, end = min(run * world.rank, whole.numel()), min(run * (world.rank + 1), whole.numel())
+    return slice(start // width, -(-end // width))
 
 
 def _quantized(slot: Slot, content: Weights, world: World, reader: int) -> Tensor:
