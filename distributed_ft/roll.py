@@ -29,7 +29,7 @@ class Roll:
 def sign_in(rank: int) -> None:
     """Say that this rank can be asked to stop. From now on it ends with its launcher."""
     if VARIABLE in os.environ:
-        ctypes.CDLL(None).prctl(_KILLED_WITH_PARENT, signal.SIGKILL)
+        end_with_parent()
         _write({"rank": rank, "pid": os.getpid()})
 
 
@@ -41,6 +41,11 @@ def sign_out(rank: int, code: int) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))  # nothing is left to stop
     _write({"rank": rank, "code": code})
     return EXIT_DONE if code in (EXIT_USER, EXIT_STOPPED) else code
+
+
+def end_with_parent() -> None:
+    """Have the kernel kill this process when the one that started it is gone."""
+    ctypes.CDLL(None).prctl(_KILLED_WITH_PARENT, signal.SIGKILL)
 
 
 def read(path: Path) -> Roll:

@@ -4,7 +4,6 @@ The ranks are each in one session of their own: Ctrl-C reaches this process alon
 stop, and the code with which the ranks end (0, 1, 2 or 75) is the code of the command (docs/adr/0002).
 """
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -17,13 +16,13 @@ from typing import IO
 
 from distributed_ft.artifacts import RunDirectory
 from distributed_ft.errors import EXIT_FAULT, EXIT_STOPPED, EXIT_USER
+from distributed_ft.roll import end_with_parent
 from launcher.plan import LaunchPlan, Process
 
 GRACE_SECONDS = 30.0  # for the other ranks to end after one has failed
 SAME_REQUEST_SECONDS = 1.0  # signals that come closer together are one request, sent to many processes or by many
 # SIGHUP: the terminal was closed; SIGUSR1: what batch systems send before the time is over
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-_KILLED_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
 
 
 def run_plan(plan: LaunchPlan, run: RunDirectory, again: str, lock: IO[str] | None = None, quiet: bool = False) -> int:
@@ -111,7 +110,7 @@ def start(
 
 def _at_birth() -> None:
     """In the child, before its program: die with the parent, and hear requests to stop."""
-    ctypes.CDLL(None).prctl(_KILLED_WITH_PARENT, signal.SIGKILL)
+    end_with_parent()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
 
 

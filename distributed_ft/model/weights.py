@@ -114,7 +114,8 @@ class Weights:
 
 def is_4bit(module: nn.Module) -> bool:
     """Whether bitsandbytes keeps this module's weight in 4 bits."""
-    return type(module).__name__ == "Linear4bit"
+    kind = type(module)  # PEFT has a Linear4bit too, which wraps one of these
+    return kind.__name__ == "Linear4bit" and kind.__module__.startswith("bitsandbytes.")
 
 
 def slots(model: PreTrainedModel, folder: Path) -> tuple[Slot, ...] | None:

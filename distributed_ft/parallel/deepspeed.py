@@ -96,13 +96,13 @@ class Deepspeed:
         for buffer in module.buffers():
             if not buffer.is_meta:
                 buffer.data = buffer.data.to(self.world.device)
-        for turn, slot in enumerate(content.slots if content is not None else ()):
-            assert content is not None
-            fill_slot(slot, content, self.world, turn)
-            if isinstance(slot.tensor, nn.Parameter):
-                parameter: Any = slot.tensor
-                convert._convert_to_deepspeed_param(parameter)
-                parameter.partition()
+        if content is not None:
+            for turn, slot in enumerate(content.slots):
+                fill_slot(slot, content, self.world, turn)
+                if isinstance(slot.tensor, nn.Parameter):
+                    parameter: Any = slot.tensor
+                    convert._convert_to_deepspeed_param(parameter)
+                    parameter.partition()
         convert._convert_to_zero_parameters(module.parameters())
 
     def _most(self, blocks: int) -> int:

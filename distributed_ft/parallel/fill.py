@@ -9,6 +9,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from distributed_ft.model.weights import Slot, Weights
+from distributed_ft.parallel.local_shards import local
 from distributed_ft.parallel.world import World
 
 
@@ -30,11 +31,11 @@ def fill(module: nn.Module, content: Weights, world: World, device: torch.device
         if slot.packed:
             packed = _quantized(slot, content, world, turn % world.size)
             if isinstance(slot.tensor, DTensor):
-                _local(slot.tensor).copy_(packed[_rows(slot.tensor)])
+                local(slot.tensor).copy_(packed[_rows(slot.tensor)])
             else:
                 slot.module.weight = content.packed(packed.to(device), slot.module)
         elif _rows(slot.tensor) != slice(0, 0):
-            _local(slot.tensor).copy_(slot.read(_rows(slot.tensor)))
+            local(slot.tensor).copy_(slot.read(_rows(slot.tensor)))
 
 
 @torch.no_grad()
@@ -89,8 +90,3 @@ def _rows(tensor: Tensor) -> slice:
         return slice(None)
     shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
     return slice(offset[0], offset[0] + shape[0]) if shape[0] else slice(0, 0)
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """This rank's part of the tensor, as memory to write to."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor.data

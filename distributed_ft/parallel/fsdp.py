@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from distributed_ft.config.schema import FsdpStrategy
 from distributed_ft.errors import ConfigError
+from distributed_ft.model.layers import decoder_layers
 from distributed_ft.model.weights import Weights
 from distributed_ft.parallel import update
 from distributed_ft.parallel.fill import fill
@@ -92,7 +93,7 @@ def shard(module: nn.Module, mesh: DeviceMesh, config: FsdpStrategy, bf16: bool)
     )
     on_gpu = mesh.device_type == "cuda"  # pinned memory is for copies to one, and torch has none without
     offload = CPUOffloadPolicy(pin_memory=on_gpu) if config.cpu_offload else OffloadPolicy()
-    for layer in _decoder_layers(module):
+    for layer in decoder_layers(module):
         fully_shard(
             layer,
             mesh=mesh,
@@ -106,14 +107,6 @@ def shard(module: nn.Module, mesh: DeviceMesh, config: FsdpStrategy, bf16: bool)
         if isinstance(part, FSDPModule):
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)
-
-
-def _decoder_layers(module: nn.Module) -> list[nn.Module]:
-    """The blocks that transformers says must stay whole (`_no_split_modules`)."""
-    names = set[str]()
-    for part in module.modules():
-        names.update(getattr(part, "_no_split_modules", None) or ())
-    return [part for part in module.modules() if type(part).__name__ in names]
 
 
 def _fsdp(module: nn.Module) -> FSDPModule:

@@ -163,18 +163,16 @@ def _make_optimizer_state(engine: Any, stage: int, step: Tensor | None) -> None:
 def _spread_parameters(engine: Any, stage: int, module: nn.Module, stored: Stored) -> None:
     """Put the values into the parameters that the forward pass reads, where they are not the optimizer's own memory.
     A collective in stage 3, which keeps small parameters whole on every rank."""
-    zero = engine.optimizer
-    trained: list[tuple[str, Any]] = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+    parameters: dict[str, Any] = dict(module.named_parameters())
     if stage < 3:
-        for name, parameter in trained:
-            parameter.data.copy_(_read(stored, name, PARAMETER, 0, parameter.numel()).view(parameter.shape))
+        for name, parameter in parameters.items():
+            if parameter.requires_grad:
+                whole = _read(stored, name, PARAMETER, 0, parameter.numel())
+                parameter.data.copy_(whole.view(parameter.shape))
         return
+    zero = engine.optimizer
     zero._partition_all_parameters()  # whatever is whole now is stale
-    for name, parameter in trained:
-        part = parameter.ds_tensor
-        start = part.numel() * zero._get_param_partition_rank(parameter)
-        numel = min(part.numel(), parameter.ds_numel - start)
-        if numel > 0:
-            part.data.view(-1)[:numel].copy_(_read(stored, name, PARAMETER, start, numel))
+    for name, piece in _pieces(engine, stage, module):
+        parameters[name].ds_tensor.data.view(-1)[: piece.numel].copy_(piece.tensors[PARAMETER])
     if zero.persistent_parameters:
         zero.persistent_parameters[0].all_gather(zero.persistent_parameters)

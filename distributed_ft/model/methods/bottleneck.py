@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from distributed_ft.config.schema import AdapterMethod
 from distributed_ft.errors import CheckpointError, ConfigError
+from distributed_ft.model.layers import decoder_layers
 
 DESCRIPTION = "bottleneck_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -110,8 +111,7 @@ def write_description(method: AdapterMethod, base: str, directory: Path) -> None
 
 def _parts(model: PreTrainedModel, method: AdapterMethod) -> Iterator[nn.Module]:
     """The modules of each decoder layer whose output an adapter changes."""
-    kinds = {name for part in model.modules() for name in getattr(part, "_no_split_modules", None) or ()}
-    layers = [module for module in model.modules() if type(module).__name__ in kinds]
+    layers = decoder_layers(model)
     for layer in layers:
         children = {name: child for name, child in layer.named_children() if _holds_linear(child)}
         mlp = [child for name, child in children.items() if name in _MLP_NAMES]
