@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from support.ranks import run_ranks
 from support.tiny import make_config, prepare_run, write_rows, zero
+from support.training import StopAfter, open_here
 
 from distributed_ft.artifacts import RunDirectory, read_json_lines, sha256_of
 from distributed_ft.config.schema import RunConfig
@@ -19,9 +20,6 @@ from distributed_ft.errors import CheckpointError, Stopped
 from distributed_ft.parallel.world import World
 from distributed_ft.train import checkpoint
 from distributed_ft.train.fit import fit
-from distributed_ft.train.preflight import data_for
-from distributed_ft.train.run import open_run
-from distributed_ft.train.signals import StopRequest
 
 PROBE = torch.arange(3, 43)[None]
 # What a user does, in a process that knows nothing of us; the arguments are (model, base or "", bits of the base,
@@ -83,8 +81,7 @@ def train_and_probe(
     logits = {}
     for case, config in configs.items():
         checkpoint.SHARD_BYTES = shard_bytes[case]
-        directory = RunDirectory(Path(config.runs_dir) / config.name)
-        run = open_run(config, directory, data_for(config, directory), world, StopRequest())
+        run = open_here(world, config)
         fit(run)
         run.token_loss.eval()
         with torch.no_grad():  # through TokenLoss, because there FSDP gathers the weights
@@ -241,22 +238,9 @@ def test_the_manifest_lists_every_file_with_its_size_and_sha256(trained: Trained
         assert not list(run.checkpoints.glob(".*"))
 
 
-class StopAfter(StopRequest):
-    """A request that comes after so many questions."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps + 1
-
-    @property  # type: ignore[override]
-    def requested(self) -> bool:
-        self.left -= 1
-        return self.left == 0
-
-
 def train_until(world: World, configs: dict[str, RunConfig], steps: int) -> None:
     for config in configs.values():
-        directory = RunDirectory(Path(config.runs_dir) / config.name)
-        run = open_run(config, directory, data_for(config, directory), world, StopAfter(steps))
+        run = open_here(world, config, StopAfter(steps))
         try:
             fit(run)
         except Stopped:
@@ -363,12 +347,11 @@ def test_zero_goes_on_in_another_stage(tmp_path: Path, bases: Callable[..., Path
 
 def keep_saving(world: World, config: RunConfig) -> list[str]:
     """Resume at 4 while 6 is damaged, save 5: it must not be 5 that goes."""
-    directory = RunDirectory(Path(config.runs_dir) / config.name)
-    run = open_run(config, directory, data_for(config, directory), world, StopAfter(1))
+    run = open_here(world, config, StopAfter(1))
     assert run.state.step == 4
     with pytest.raises(Stopped):
         fit(run)
-    return [c.name for c in directory.complete_checkpoints()]
+    return [c.name for c in run.directory.complete_checkpoints()]
 
 
 def test_a_damaged_newer_checkpoint_does_not_push_out_a_good_one(tmp_path: Path, bases: Callable[..., Path]) -> None:

@@ -9,6 +9,7 @@ import torch
 from bitsandbytes.optim.adamw import AdamW8bit
 from support.ranks import run_ranks
 from support.tiny import make_config, prepare_run, write_rows
+from support.training import StopAfter, open_here
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
@@ -20,9 +21,6 @@ from distributed_ft.parallel.update import clip_and_step
 from distributed_ft.parallel.world import World
 from distributed_ft.train.fit import fit
 from distributed_ft.train.optim import make_optimizer
-from distributed_ft.train.preflight import data_for
-from distributed_ft.train.run import open_run
-from distributed_ft.train.signals import StopRequest
 
 STEPS = 10
 SHAPES = {"even": (128, 96), "uneven": (101, 90), "small": (6, 8), "of one rank": (1, 50), "vector": (30,)}
@@ -70,25 +68,12 @@ def test_each_shard_is_updated_as_bitsandbytes_updates_it(world_size: int) -> No
         assert differences == dict.fromkeys([n for n in SHAPES if n != "of one rank" or rank == 0], 0.0)
 
 
-class StopAfter(StopRequest):
-    """A request that comes after so many questions."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps + 1
-
-    @property  # type: ignore[override]
-    def requested(self) -> bool:
-        self.left -= 1
-        return self.left == 0
-
-
 def train(world: World, configs: dict[str, RunConfig], steps: int = STEPS + 1) -> dict[str, int | str]:
     """Bytes of moments on this rank, or what is refused, by case."""
     outcome: dict[str, int | str] = {}
     for case, config in configs.items():
-        directory = RunDirectory(Path(config.runs_dir) / config.name)
         try:
-            run = open_run(config, directory, data_for(config, directory), world, StopAfter(steps))
+            run = open_here(world, config, StopAfter(steps))
             fit(run)
         except Stopped:
             pass

@@ -10,6 +10,7 @@ import pytest
 import torch
 from support.ranks import run_ranks
 from support.tiny import make_config, prepare_run, write_rows, zero
+from support.training import open_here
 from torch.distributed.tensor import DTensor
 
 from distributed_ft.artifacts import read_json_lines
@@ -20,8 +21,6 @@ from distributed_ft.parallel.deepspeed import Deepspeed
 from distributed_ft.parallel.world import World
 from distributed_ft.train.fit import fit
 from distributed_ft.train.preflight import data_for
-from distributed_ft.train.run import Run, open_run
-from distributed_ft.train.signals import StopRequest
 
 WORLDS: dict[str, tuple[int, dict[str, Any]]] = {
     "one process": (1, {"type": "ddp"}),
@@ -106,13 +105,6 @@ CELLS = [
     for where in worlds_of(case)
 ]
 SHARED_IN_CI = {("qlora", "fsdp"), ("full", "zero3")}
-
-
-def open_here(world: World, config: RunConfig) -> Run:
-    from distributed_ft.artifacts import RunDirectory
-
-    directory = RunDirectory(Path(config.runs_dir) / config.name)
-    return open_run(config, directory, data_for(config, directory), world, StopRequest())
 
 
 def train_all(world: World, configs: dict[str, RunConfig]) -> None:

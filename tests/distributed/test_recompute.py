@@ -7,22 +7,19 @@ from typing import get_args
 import torch
 from support.ranks import run_ranks
 from support.tiny import make_config, prepare_run, write_rows
+from support.training import open_here
 
-from distributed_ft.artifacts import RunDirectory, read_json_lines
+from distributed_ft.artifacts import read_json_lines
 from distributed_ft.config.schema import Recompute, RunConfig
 from distributed_ft.parallel.world import World
 from distributed_ft.train.fit import fit
-from distributed_ft.train.preflight import data_for
-from distributed_ft.train.run import open_run
-from distributed_ft.train.signals import StopRequest
 
 CASES = [(strategy, method) for strategy in ("ddp", "fsdp") for method in ("full", "lora", "qlora")]
 
 
 def train_all(world: World, configs: dict[str, RunConfig]) -> None:
     for config in configs.values():
-        directory = RunDirectory(Path(config.runs_dir) / config.name)
-        fit(open_run(config, directory, data_for(config, directory), world, StopRequest()))
+        fit(open_here(world, config))
 
 
 def test_losses_and_gradient_norms_are_those_without_recomputation(tmp_path: Path, bases: Callable[..., Path]) -> None:

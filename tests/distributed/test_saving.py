@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.ranks import run_ranks
 from support.tiny import make_config, prepare_run, write_rows
+from support.training import open_here
 
 from distributed_ft.artifacts import RunDirectory, read_json_lines, sha256_of
 from distributed_ft.config.schema import RunConfig
@@ -20,8 +21,7 @@ from distributed_ft.errors import CheckpointError, Stopped
 from distributed_ft.parallel.strategy import Strategy
 from distributed_ft.parallel.world import World
 from distributed_ft.train.fit import fit
-from distributed_ft.train.preflight import data_for
-from distributed_ft.train.run import Run, open_run
+from distributed_ft.train.run import Run
 from distributed_ft.train.signals import StopRequest
 
 GO = "the disk may go on"
@@ -81,11 +81,6 @@ class Watch(StopRequest):
         return self.step == self.stop_at
 
 
-def open_here(world: World, config: RunConfig, stop: StopRequest) -> Run:
-    directory = RunDirectory(Path(config.runs_dir) / config.name)
-    return open_run(config, directory, data_for(config, directory), world, stop)
-
-
 def released(go: Path, run: Run) -> None:
     """Let the disk go on, and wait until this rank's save is done with."""
     go.touch()
@@ -104,7 +99,7 @@ def damage(partial: Path) -> None:
 def slow(world: World, config: RunConfig, go: Path) -> list[list[str]]:
     """The checkpoints that are there at step 5, after the save of step 4, and when the disk has gone on."""
     names: list[list[str]] = []
-    run = open_here(world, config, StopRequest())
+    run = open_here(world, config)
     note = lambda: names.append([c.name for c in run.directory.all_checkpoints()])  # noqa: E731
     run.stop = Watch({5: note, 6: lambda: released(go, run), 7: note})
     run.strategy = SlowDisk(run.strategy, world, go)
@@ -156,7 +151,7 @@ def watch(world: World, configs: dict[str, RunConfig], folder: Path) -> dict[str
 
 def after_four(world: World, config: RunConfig) -> tuple[Run, dict[str, str]]:
     """A run that stopped after four steps, and its files."""
-    run = open_here(world, config, StopRequest())
+    run = open_here(world, config)
     fit_four(run)
     return run, files_of(run.directory)
 

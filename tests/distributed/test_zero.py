@@ -10,37 +10,18 @@ import torch
 from safetensors.torch import load_file
 from support.ranks import run_ranks
 from support.tiny import make_config, prepare_run, write_rows, zero
+from support.training import StopAfter, open_here
 
-from distributed_ft.artifacts import RunDirectory, read_json_lines
+from distributed_ft.artifacts import read_json_lines
 from distributed_ft.config.schema import RunConfig
 from distributed_ft.errors import Stopped
 from distributed_ft.parallel.world import World
 from distributed_ft.train.fit import fit
-from distributed_ft.train.preflight import data_for
-from distributed_ft.train.run import Run, open_run
-from distributed_ft.train.signals import StopRequest
-
-
-class StopAfter(StopRequest):
-    """A request that comes after so many questions."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps + 1
-
-    @property  # type: ignore[override]
-    def requested(self) -> bool:
-        self.left -= 1
-        return self.left == 0
-
-
-def open_here(world: World, config: RunConfig, steps: int = 100) -> Run:
-    directory = RunDirectory(Path(config.runs_dir) / config.name)
-    return open_run(config, directory, data_for(config, directory), world, StopAfter(steps))
 
 
 def train_until(world: World, config: RunConfig, steps: int) -> None:
     try:
-        fit(open_here(world, config, steps))
+        fit(open_here(world, config, StopAfter(steps)))
     except Stopped:
         assert steps < config.optim.max_steps
 

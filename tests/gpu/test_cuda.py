@@ -7,6 +7,7 @@ import pytest
 import torch
 from support.ranks import run_ranks
 from support.tiny import VOCAB, make_config, make_model, prepare_run, write_rows
+from support.training import StopAfter, open_here
 
 from distributed_ft.artifacts import RunDirectory, read_json_lines, sha256_of
 from distributed_ft.config.schema import RunConfig
@@ -16,9 +17,6 @@ from distributed_ft.model.attention import FLEX, PACKED_SDPA
 from distributed_ft.model.token_loss import TokenLoss
 from distributed_ft.parallel.world import World
 from distributed_ft.train.fit import fit
-from distributed_ft.train.preflight import data_for
-from distributed_ft.train.run import open_run
-from distributed_ft.train.signals import StopRequest
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -26,22 +24,9 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 STEPS = 12
 
 
-class StopAfter(StopRequest):
-    """A request that comes after so many steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps + 1
-
-    @property  # type: ignore[override]
-    def requested(self) -> bool:
-        self.left -= 1
-        return self.left == 0
-
-
 def train(world: World, config: RunConfig, steps: int = STEPS) -> str:
     """Train for some steps; the kind of device that it ran on."""
-    directory = RunDirectory(Path(config.runs_dir) / config.name)
-    run = open_run(config, directory, data_for(config, directory), world, StopAfter(steps))
+    run = open_here(world, config, StopAfter(steps))
     try:
         fit(run)
     except Stopped:

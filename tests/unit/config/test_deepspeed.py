@@ -30,7 +30,8 @@ def test_every_shipped_file_is_what_deepspeed_itself_takes() -> None:
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig  # it forbids keys that it does not know
 
     for file in SHIPPED.glob("*.json"):
-        DeepSpeedZeroConfig(**deepspeed.read(file)["zero_optimization"])
+        knobs = deepspeed.read(file)
+        assert DeepSpeedZeroConfig(**knobs["zero_optimization"]).stage == deepspeed.stage(knobs)
 
 
 @pytest.mark.parametrize("key", sorted(deepspeed.OWNED))
