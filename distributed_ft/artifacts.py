@@ -24,11 +24,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from distributed_ft.errors import CheckpointError
+from distributed_ft.records import SCHEMA, Manifest, Sample, TaskResult
 
-SCHEMA = 1
 _STEP_NAME = re.compile(r"step-(\d{8})")
 
 
@@ -98,62 +96,6 @@ def _sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-# --- what is stored ------------------------------------------------------------------------------------------------
-
-
-class Record(BaseModel):
-    """JSON that is read back: unknown keys of a later version are kept out of the way, not refused."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
-
-
-class FileEntry(Record):
-    size: int  # bytes
-    sha256: str
-
-
-class Manifest(Record):
-    """`manifest.json` of a checkpoint."""
-
-    schema_version: int = SCHEMA
-    step: int
-    world_size: int
-    created: str  # ISO 8601, UTC
-    files: dict[str, FileEntry]  # path relative to the checkpoint -> entry
-
-
-class Sample(Record):
-    """One line of `evaluation/<model>/<task>/samples.jsonl`."""
-
-    id: str
-    doc_hash: str  # sha256 of the request and the reference, so that two models' lines can be paired by content
-    group: str | None = None  # the skill or category of the item
-    request: list[dict[str, str]]  # the messages sent
-    reference: str
-    response: str
-    score: float  # of the task's metric, in [0, 1]
-    scores: dict[str, float] = {}  # further metrics of this item, e.g. field_accuracy, valid_json
-
-
-class TaskResult(Record):
-    """`evaluation/<model>/<task>/result.json`: `<model>` is base, few-shot or step-00000500."""
-
-    schema_version: int = Field(SCHEMA, alias="schema")
-    model: str
-    task: str
-    kind: Literal["task", "general"]
-    metric: str
-    score: float  # mean of the items' scores
-    stderr: float  # standard error of that mean
-    n: int
-    scores: dict[str, float] = {}  # means of the further metrics
-    groups: dict[str, float] = {}  # mean score by group (skill)
-    chance: float = 0.0  # expected score of a guess
-    model_digest: str
-    task_digest: str
-    seconds: float = 0.0
 
 
 # --- the run directory ---------------------------------------------------------------------------------------------
@@ -238,12 +180,14 @@ class RunDirectory:
         self.environment = self.path / "environment.json"
         self.data = self.path / "data"
         self.metrics = self.path / "metrics.jsonl"
+        self.progress = self.path / "progress.json"  # where a training is
         self.tensorboard = self.path / "tensorboard"
         self.logs = self.path / "logs"
         self.checkpoints = self.path / "checkpoints"
         self.latest_file = self.path / "LATEST"
         self.best_file = self.path / "BEST"
         self.evaluation = self.path / "evaluation"
+        self.slurm = self.path / "slurm"  # batch scripts, their output, and what became of each job
 
     @contextmanager
     def lock(self) -> Iterator[IO[str]]:

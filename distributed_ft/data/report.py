@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from distributed_ft.artifacts import SCHEMA
 from distributed_ft.data.order import Order
+from distributed_ft.records import SCHEMA
 
 _MOST_ROWS = 20  # ids listed in a finding; `count` says how many there are
 

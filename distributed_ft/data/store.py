@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from distributed_ft.artifacts import SCHEMA, FileEntry, read_json, sha256_of, write_json
+from distributed_ft.artifacts import read_json, sha256_of, write_json
 from distributed_ft.errors import CheckpointError, DataError
+from distributed_ft.records import SCHEMA, FileEntry
 
 IntArray = npt.NDArray[np.int64]
 _ARRAYS = ("tokens", "supervised", "offsets", "ids", "id_offsets")

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from distributed_ft.artifacts import RunDirectory, Sample, TaskResult, publish_result, read_json
+from distributed_ft.artifacts import RunDirectory, publish_result, read_json
 from distributed_ft.data.sources import Example
 from distributed_ft.errors import CheckpointError
 from distributed_ft.evaluation.engines import Engine
 from distributed_ft.evaluation.few_shot import with_examples
 from distributed_ft.evaluation.stats import mean
 from distributed_ft.evaluation.task import Generate, Task, reference
+from distributed_ft.records import Sample, TaskResult
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from distributed_ft.artifacts import SCHEMA
 from distributed_ft.evaluation.few_shot import FewShot
 from distributed_ft.evaluation.forgetting import Forgetting, Suite, forgetting
 from distributed_ft.evaluation.scoring import Model, Scored
 from distributed_ft.evaluation.select import Candidate, Selection, inside, select
 from distributed_ft.evaluation.stats import Mean, mean, mean_of, paired_difference
 from distributed_ft.evaluation.task import CutOff
+from distributed_ft.records import SCHEMA
 
 BASE, FEW_SHOT = "base", "few-shot"
 

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from distributed_ft.artifacts import Sample
 from distributed_ft.evaluation.report.evidence import Answer, SampleGroup, SideBySide
 from distributed_ft.evaluation.report.scores import BASE, FEW_SHOT, RIGHT, Scores
+from distributed_ft.records import Sample
 
 SHOWN = 3  # items of each kind
 

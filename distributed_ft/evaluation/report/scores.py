@@ -7,10 +7,11 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from distributed_ft.artifacts import RunDirectory, Sample, TaskResult
+from distributed_ft.artifacts import RunDirectory
 from distributed_ft.errors import CheckpointError
 from distributed_ft.evaluation import forgetting, stats
 from distributed_ft.evaluation.report.evidence import Difference, Estimate, Forgetting, Skill, TaskComparison
+from distributed_ft.records import Sample, TaskResult
 
 BASE, FEW_SHOT = "base", "few-shot"
 RIGHT = 1.0  # an item is right at full score, as in forgetting.py

@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from distributed_ft.artifacts import SCHEMA, RunDirectory, write_atomic, write_json
+from distributed_ft.artifacts import RunDirectory, write_atomic, write_json
 from distributed_ft.evaluation.diagnose import Finding, diagnose
 from distributed_ft.evaluation.report import html, markdown
 from distributed_ft.evaluation.report.collect import collect
 from distributed_ft.evaluation.report.evidence import CheckpointScores, Difference, Estimate, Evidence, TaskComparison
 from distributed_ft.evaluation.verdict import Verdict, decide, is_catastrophic
+from distributed_ft.records import SCHEMA
 
 
 @dataclass(frozen=True)

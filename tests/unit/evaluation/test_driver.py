@@ -14,12 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from distributed_ft.artifacts import RunDirectory, TaskResult
+from distributed_ft.artifacts import RunDirectory
 from distributed_ft.errors import CheckpointError, ConfigError, DataError
 from distributed_ft.evaluation import driver, scoring
 from distributed_ft.evaluation.__main__ import main
 from distributed_ft.evaluation.driver import evaluate
 from distributed_ft.evaluation.summary import Summary, summarise
+from distributed_ft.records import TaskResult
 
 MakeRun = Callable[..., RunDirectory]
 

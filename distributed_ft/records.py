@@ -1,0 +1,75 @@
+"""What is stored as JSON in a run directory and read back: the records that `artifacts` keeps. Torch-free."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA = 1  # versions every JSON file that other programs may read
+
+
+class Record(BaseModel):
+    """JSON that is read back: unknown keys of a later version are kept out of the way, not refused."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+
+class FileEntry(Record):
+    size: int  # bytes
+    sha256: str
+
+
+class Manifest(Record):
+    """`manifest.json` of a checkpoint."""
+
+    schema_version: int = SCHEMA
+    step: int
+    world_size: int
+    created: str  # ISO 8601, UTC
+    files: dict[str, FileEntry]  # path relative to the checkpoint -> entry
+
+
+class Sample(Record):
+    """One line of `evaluation/<model>/<task>/samples.jsonl`."""
+
+    id: str
+    doc_hash: str  # sha256 of the request and the reference, so that two models' lines can be paired by content
+    group: str | None = None  # the skill or category of the item
+    request: list[dict[str, str]]  # the messages sent
+    reference: str
+    response: str
+    score: float  # of the task's metric, in [0, 1]
+    scores: dict[str, float] = {}  # further metrics of this item, e.g. field_accuracy, valid_json
+
+
+class TaskResult(Record):
+    """`evaluation/<model>/<task>/result.json`: `<model>` is base, few-shot or step-00000500."""
+
+    schema_version: int = Field(SCHEMA, alias="schema")
+    model: str
+    task: str
+    kind: Literal["task", "general"]
+    metric: str
+    score: float  # mean of the items' scores
+    stderr: float  # standard error of that mean
+    n: int
+    scores: dict[str, float] = {}  # means of the further metrics
+    groups: dict[str, float] = {}  # mean score by group (skill)
+    chance: float = 0.0  # expected score of a guess
+    model_digest: str
+    task_digest: str
+    seconds: float = 0.0
+
+
+class Progress(Record):
+    """`progress.json`: where a training is, for `dft status` and for who follows the run; written by rank 0."""
+
+    schema_version: int = Field(SCHEMA, alias="schema")
+    phase: Literal["loading", "training", "validating", "saving", "finished", "stopped", "failed"]
+    step: int  # completed optimizer steps
+    total_steps: int | None = None  # None while it is not known yet
+    loss: float | None = None
+    tokens_per_second: float | None = None
+    eta_seconds: float | None = None
+    world_size: int
+    job: str | None = None  # of the batch system
+    updated: str  # ISO 8601, UTC
