@@ -207,7 +207,8 @@ class RunDirectory:
                 if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                     raise
             file.truncate(0)
-            file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+            job = f"job {os.environ['SLURM_JOB_ID']}, " if "SLURM_JOB_ID" in os.environ else ""
+            file.write(f"{job}process {os.getpid()} on {os.environ.get('SLURMD_NODENAME', os.uname().nodename)}\n")
             file.flush()
             yield file
 

@@ -40,11 +40,27 @@ class LaunchPlan:
 
 @dataclass(frozen=True)
 class Start:
-    """How a training is started: by whom, on how many processes, for accelerate with which file (None: ours)."""
+    """How a training is started: by whom, on how many processes of this machine, for accelerate with which file (None:
+    ours)."""
 
     num_processes: int = 1
     launcher: Launcher = "dft"
     accelerate_file: Path | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """A node's place among those of a job, and where they meet. `processes`: of each node, in the job's order."""
+
+    node: int
+    processes: tuple[int, ...]
+    host: str
+    port: int
+    id: str  # of the meeting: no other job or restart has it
+
+    @property
+    def num_ranks(self) -> int:
+        return sum(self.processes)
 
 
 def local_plan(module: str, arguments: tuple[str, ...], num_processes: int, rendezvous: Path) -> LaunchPlan:
@@ -68,17 +84,19 @@ def local_plan(module: str, arguments: tuple[str, ...], num_processes: int, rend
     return LaunchPlan(tuple(processes), num_processes)
 
 
-def launcher_plan(run_dir: Path, start: Start, again: str, signed: Path) -> LaunchPlan:
+def launcher_plan(run_dir: Path, start: Start, again: str, signed: Path, place: Place | None = None) -> LaunchPlan:
     """The training of a run directory under torchrun or accelerate, whose ranks sign the list `signed`; `again` is
-    the command that continues it, which they tell the user."""
+    the command that continues it, which they tell the user. With a `place`: this node's part of it."""
     module = {"torchrun": "torch.distributed.run", "accelerate": "accelerate.commands.launch"}[start.launcher]
     env = {
-        "DFT_WORLD_SIZE": str(start.num_processes),
+        "DFT_WORLD_SIZE": str(place.num_ranks if place else start.num_processes),
         "DFT_AGAIN": again,
         roll.VARIABLE: str(signed),
         **_on_this_machine(start.num_processes),
     }
-    argv = (sys.executable, "-m", module, *_options(run_dir, start), "-m", _TRAIN, str(run_dir))
+    if place is not None and len(place.processes) > 1:
+        del env["GLOO_SOCKET_IFNAME"]  # loopback reaches no other node; cluster.yaml may name an interface
+    argv = (sys.executable, "-m", module, *_options(run_dir, start, place), "-m", _TRAIN, str(run_dir))
     return LaunchPlan((Process(argv, env),), start.num_processes, signed)
 
 
@@ -136,11 +154,19 @@ def accelerate_config(config: RunConfig, num_processes: int) -> dict[str, Any]:
             assert_never(strategy)
 
 
-def _options(run_dir: Path, start: Start) -> tuple[str, ...]:
+def _options(run_dir: Path, start: Start, place: Place | None = None) -> tuple[str, ...]:
     if start.launcher == "accelerate":
         file = start.accelerate_file or accelerate_file(run_dir)
-        return ("--config_file", str(file), "--num_processes", str(start.num_processes))
-    return ("--standalone", "--nproc-per-node", str(start.num_processes))
+        if place is None:
+            return ("--config_file", str(file), "--num_processes", str(start.num_processes))
+        machines = ("--num_machines", str(len(place.processes)), "--machine_rank", str(place.node))
+        meeting = ("--main_process_ip", place.host, "--main_process_port", str(place.port), "--rdzv_backend", "c10d")
+        return ("--config_file", str(file), "--num_processes", str(place.num_ranks), *machines, *meeting)
+    processes = ("--nproc-per-node", str(start.num_processes))
+    if place is None:
+        return ("--standalone", *processes)
+    meeting = ("--rdzv-backend", "c10d", "--rdzv-endpoint", f"{place.host}:{place.port}", "--rdzv-id", place.id)
+    return ("--nnodes", str(len(place.processes)), *processes, *meeting)
 
 
 def _on_this_machine(num_processes: int) -> dict[str, str]:

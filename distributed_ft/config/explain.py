@@ -58,9 +58,9 @@ _ELSEWHERE = {
 }
 
 
-def explain(error: ValidationError, document: Document) -> list[Problem]:
-    """One problem for each thing that the user has to change."""
-    found = (_problem(details, document) for details in error.errors(include_url=False))
+def explain(error: ValidationError, document: Document, root: type[BaseModel] = RunConfig) -> list[Problem]:
+    """One problem for each thing that the user has to change; `root` is the model that the document did not fit."""
+    found = (_problem(details, document, root) for details in error.errors(include_url=False))
     return list(dict.fromkeys(problem for problem in found if problem))
 
 
@@ -83,7 +83,7 @@ def fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
 # --- where an error is ---------------------------------------------------------------------------------------------
 
 
-def _problem(details: ErrorDetails, document: Document) -> Problem | None:
+def _problem(details: ErrorDetails, document: Document, root: type[BaseModel]) -> Problem | None:
     """None for an error of a branch of a union that the user did not mean."""
     key: Key = ()
     value: Any = document.value
@@ -93,31 +93,31 @@ def _problem(details: ErrorDetails, document: Document) -> Problem | None:
         if holds(value, step):
             key, value = (*key, step), value[step]
         elif last and details["type"] == "missing":
-            return _missing(key, step, document)
+            return _missing(key, step, document, root)
         else:  # pydantic's tag of a branch, not a key
             branches, wanted = _UNIONS.get(_pattern(key), ({}, ""))
             if wanted and type(value) not in branches:
                 return Problem(key, f"{_show(value)} is neither {wanted.replace(' or ', ' nor ', 1)}")
             if wanted and not str(step).startswith(branches[type(value)]):
                 return None
-    return Problem(*_words(details, key, value, document))
+    return Problem(*_words(details, key, value, document, root))
 
 
 def _pattern(key: Key) -> str:
     return dotted(tuple("[]" if isinstance(step, int) else step for step in key)).replace(".[]", "[]")
 
 
-def _missing(key: Key, step: str | int, document: Document) -> Problem:
+def _missing(key: Key, step: str | int, document: Document, root: type[BaseModel]) -> Problem:
     if isinstance(step, int):
         return Problem(key, f"has {step} values, and needs more")
-    section = _section(key, document)
+    section = _section(key, document, root)
     description = (fields(section)[step].description or "") if section else ""
     return Problem((*key, step), "is missing" + (f"; {description[0].lower()}{description[1:]}" if description else ""))
 
 
-def _section(key: Key, document: Document) -> type[BaseModel] | None:
+def _section(key: Key, document: Document, root: type[BaseModel]) -> type[BaseModel] | None:
     """The model of the section at `key`; of several, the one that the section's `type` names."""
-    model: type[BaseModel] = RunConfig
+    model = root
     for depth, step in enumerate(key):
         if isinstance(step, int):
             continue
@@ -163,11 +163,13 @@ def _choices(info: FieldInfo | None) -> list[Any]:
 # --- what is wrong -------------------------------------------------------------------------------------------------
 
 
-def _words(details: ErrorDetails, key: Key, value: Any, document: Document) -> tuple[Key, str]:
+def _words(
+    details: ErrorDetails, key: Key, value: Any, document: Document, root: type[BaseModel]
+) -> tuple[Key, str]:
     context = details.get("ctx", {})
     match details["type"]:
         case "extra_forbidden":
-            return key, _unknown_key(key, value, document)
+            return key, _unknown_key(key, value, document, root)
         case "union_tag_invalid":
             value = value["type"]
             return (*key, "type"), _unknown_choice((*key, "type"), value, str(context["expected_tags"]))
@@ -175,7 +177,7 @@ def _words(details: ErrorDetails, key: Key, value: Any, document: Document) -> t
             return key, _unknown_choice(key, value, str(context["expected"]))
         case "model_type" | "dict_type":
             held = "is empty" if value is None else f"{_show(value)} is not a section of keys"
-            section = _section(key, document)
+            section = _section(key, document, root)
             example = "type: …" if section and "type" in section.model_fields else "key: value"
             return key, f"{held}; write `{key[-1]}: {{{example}}}`, or remove the line"
     if value is None:
@@ -212,24 +214,24 @@ def _wrong_value(kind: str, value: Any, context: dict[str, Any], fallback: str) 
     return f"{shown}: {fallback}"
 
 
-def _unknown_key(key: Key, value: Any, document: Document) -> str:
+def _unknown_key(key: Key, value: Any, document: Document, root: type[BaseModel]) -> str:
     name = str(key[-1])
-    section = _section(key[:-1], document)
+    section = _section(key[:-1], document, root)
     known = list(fields(section)) if section else []
     if ":" in name and value is None:
         return f"unknown key; write a space after the colon: {name.replace(':', ': ', 1)}"
-    foreign = _belongs_to_another_type(key, value, document)
+    foreign = _belongs_to_another_type(key, value, document, root)
     if foreign:
         return foreign
-    if name in _ELSEWHERE:
+    if name in _ELSEWHERE and root is RunConfig:
         return f"unknown key; did you mean {_nearest_name(_ELSEWHERE[name], key)!r}?"
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if close:
         return f"unknown key; did you mean {close[0]!r}?"
-    for other, _ in surface():
+    for other, _ in surface(root):
         if "[]" not in other and other.rsplit(".", 1)[-1] == name:
             return f"unknown key; did you mean {other!r}?"
-    return f"unknown key; {dotted(key[:-1]) or 'run.yaml'} has the keys {', '.join(known)}"
+    return f"unknown key; {dotted(key[:-1]) or document.source.name} has the keys {', '.join(known)}"
 
 
 def _nearest_name(other: str, key: Key) -> str:
@@ -238,11 +240,11 @@ def _nearest_name(other: str, key: Key) -> str:
     return other.removeprefix(f"{section}.") if section else other
 
 
-def _belongs_to_another_type(key: Key, value: Any, document: Document) -> str | None:
+def _belongs_to_another_type(key: Key, value: Any, document: Document, root: type[BaseModel]) -> str | None:
     """`method.rank` under `type: full`, and the like."""
-    if len(key) != 2 or key[0] not in ("method", "strategy"):
+    if root is not RunConfig or len(key) != 2 or key[0] not in ("method", "strategy"):
         return None
-    mine = _section(key[:1], document)
+    mine = _section(key[:1], document, root)
     for model in _models(RunConfig.model_fields[str(key[0])].annotation):
         if model is not mine and mine and key[1] in fields(model):
             theirs, chosen = _choices(model.model_fields["type"])[0], _choices(mine.model_fields["type"])[0]

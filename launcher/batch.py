@@ -1,0 +1,132 @@
+"""`python -m launcher.batch begin|end RUN`: what a batch script does before and after the training.
+
+`begin` refuses where another job trains the run, or where it was requeued too often. `end` says how the job ended and has
+it requeued, at most once: this is the only place that does.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from distributed_ft.artifacts import RunDirectory, read_json, write_json
+from distributed_ft.errors import EXIT_DONE, EXIT_FAULT, CheckpointError
+from launcher import attempts, slurm
+from launcher.attempts import Event, Job, Verdict
+from launcher.cli import guarded
+
+LINGER_SECONDS = 60.0  # that processes of this job's former start may need to be gone
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code of `begin`: 0 go on. Of `end`: the job's."""
+    parser = argparse.ArgumentParser(prog="python -m launcher.batch", description=__doc__)
+    parser.add_argument("what", choices=("begin", "end"))
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--asked", default="none", help="the request to stop that came: USR1, TERM or none")
+    options = parser.parse_args(arguments)
+    run = RunDirectory(options.run)
+    return guarded(lambda: begin(run) if options.what == "begin" else end(run, options.asked))
+
+
+def begin(run: RunDirectory) -> int:
+    """Raises CheckpointError when another job trains there."""
+    if not run.config.is_file():
+        raise CheckpointError(f"{run.path}: not a run directory; `dft train run.yaml --prepare-only` makes one")
+    job, events = Job.of_environment(), attempts.history(run)
+    _refuse_second(run, job, events)
+    step = newest_step(run)
+    why = attempts.refusal(events, step, _setting("DFT_MAX_REQUEUES", 50))
+    if why is not None:
+        print(f"dft: {run.path}: not started again: {why}; look at {run.slurm}, then submit it anew", file=sys.stderr)
+        attempts.record(run, _ended(job, Verdict("failed", EXIT_FAULT, why), "nothing"))
+        return EXIT_FAULT
+    attempts.record(run, Event(event="begin", job=job.number, restart=job.restart, at=attempts.now(), nodes=job.nodes, step=step))
+    print(f"dft: job {job.number}, start {job.restart}: {run.path} goes on after step {step} on {', '.join(job.nodes)}")
+    return EXIT_DONE
+
+
+def end(run: RunDirectory, asked: str) -> int:
+    """Judge what the nodes said, and requeue where the run is to go on."""
+    job, events = Job.of_environment(), attempts.history(run)
+    said = attempts.reports(run, job)
+    ending = _is_being_ended(job.number)
+    verdict = attempts.judge(said, job.nodes, asked, ending, _setting("DFT_UNTIL_DONE", 1) > 0, events)
+    action = _again(run, job, verdict) if verdict.again else "nothing"
+    attempts.record(run, _ended(job, verdict, action))
+    print(f"dft: job {job.number}, start {job.restart}: {verdict.outcome}: {verdict.message}", end="")
+    print("" if action == "nothing" else f"; {action}", flush=True)
+    return verdict.code
+
+
+def newest_step(run: RunDirectory) -> int:
+    """Step of the checkpoint that LATEST names, which was whole when it was published; 0 before the first."""
+    latest = run.pointer("LATEST")
+    return latest.step if latest is not None else 0
+
+
+def _ended(job: Job, verdict: Verdict, action: str) -> Event:
+    return Event(
+        event="end",
+        job=job.number,
+        restart=job.restart,
+        at=attempts.now(),
+        step=verdict.step,
+        outcome=verdict.outcome,
+        cause=verdict.cause,
+        message=verdict.message,
+        action=action,
+    )
+
+
+def _refuse_second(run: RunDirectory, job: Job, events: list[Event]) -> None:
+    """Where the file system has no locks, Slurm knows whether the other job lives. This job's former start may still be
+    leaving."""
+    begun = [event for event in events if event.event == "begin" and event.job != job.number]
+    ended = {(event.job, event.restart) for event in events if event.event == "end"}
+    for event in begun:
+        if (event.job, event.restart) not in ended and slurm.state(event.job) == "RUNNING":
+            nodes = ", ".join(event.nodes)
+            raise CheckpointError(f"{run.path}: job {event.job} is training there (on {nodes}); wait, or cancel it")
+    deadline = time.monotonic() + LINGER_SECONDS
+    while True:
+        try:
+            with run.lock():
+                return
+        except CheckpointError as error:
+            if f"(job {job.number}," not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(1)
+
+
+def _is_being_ended(number: str) -> bool:
+    """Whether Slurm ends this job: it was cancelled. (A job whose time is over would be put into the queue again.)"""
+    return slurm.job(number).get("JobState", "RUNNING") != "RUNNING"
+
+
+def _again(run: RunDirectory, job: Job, verdict: Verdict) -> str:
+    """Requeue, or submit anew where that is refused or would bring the same node back. Returns what was done."""
+    if not verdict.exclude:
+        refused = slurm.requeue(job.number)
+        if refused is None:
+            return "requeued"
+        print(f"dft: Slurm would not requeue job {job.number} ({refused}); it is submitted anew", file=sys.stderr)
+    former = slurm.job(job.number).get("ExcNodeList", "(null)")
+    excluded = [*([] if former == "(null)" else [former]), *verdict.exclude]
+    options = [f"--dependency=afterany:{job.number}", *([f"--exclude={','.join(excluded)}"] if excluded else [])]
+    script = run.slurm / "train.sbatch"
+    number = slurm.submit(script, options)
+    submitted = run.slurm / "job.json"
+    if submitted.exists():
+        write_json(submitted, {**read_json(submitted), "job": number})
+    return f"submitted anew as job {number}" + (f" without {', '.join(verdict.exclude)}" if verdict.exclude else "")
+
+
+def _setting(name: str, default: int) -> int:
+    import os
+
+    return int(os.environ.get(name) or default)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
