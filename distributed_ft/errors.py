@@ -11,6 +11,7 @@ EXIT_DONE = 0
 EXIT_FAULT = 1
 EXIT_USER = 2
 EXIT_STOPPED = 75  # EX_TEMPFAIL: stopped on request, resumable, start me again
+EXIT_LOST = 76  # of a rank whose peers are gone: the failure is another's; never the code of a command
 
 _DISK_REMEDIES = {
     errno.ENOSPC: "free some space, or choose another runs_dir",
