@@ -78,7 +78,7 @@ def launcher_plan(run_dir: Path, start: Start, again: str, signed: Path) -> Laun
         roll.VARIABLE: str(signed),
         **_on_this_machine(start.num_processes),
     }
-    argv = (sys.executable, "-m", module, *_options(run_dir, start), "-m", _TRAIN, str(run_dir))
+    argv = (sys.executable, "-m", module, *_options(run_dir, start, ours=True), "-m", _TRAIN, str(run_dir))
     return LaunchPlan((Process(argv, env),), start.num_processes, signed)
 
 
@@ -136,11 +136,13 @@ def accelerate_config(config: RunConfig, num_processes: int) -> dict[str, Any]:
             assert_never(strategy)
 
 
-def _options(run_dir: Path, start: Start) -> tuple[str, ...]:
+def _options(run_dir: Path, start: Start, ours: bool = False) -> tuple[str, ...]:
     if start.launcher == "accelerate":
         file = start.accelerate_file or accelerate_file(run_dir)
         return ("--config_file", str(file), "--num_processes", str(start.num_processes))
-    return ("--standalone", "--nproc-per-node", str(start.num_processes))
+    # it leaves signals to the ranks, and looks after them seldom enough that `launcher.foreign` is the first to know
+    habits = ("--signals-to-handle", "SIGQUIT", "--monitor-interval", "0.5")
+    return ("--standalone", "--nproc-per-node", str(start.num_processes), *(habits if ours else ()))
 
 
 def _on_this_machine(num_processes: int) -> dict[str, str]:
