@@ -11,7 +11,7 @@ EXIT_DONE = 0
 EXIT_FAULT = 1
 EXIT_USER = 2
 EXIT_STOPPED = 75  # EX_TEMPFAIL: stopped on request, resumable, start me again
-EXIT_LOST = 76  # of a rank: another one failed, and this one only noticed; never the code of a command
+EXIT_LOST = 76  # of a rank whose peers are gone: the failure is another's; never the code of a command
 EXIT_BAD_NODE = 78  # of the pre-flight: a node of the allocation is not fit for training
 
 _DISK_REMEDIES = {

@@ -15,6 +15,7 @@ from pathlib import Path
 from distributed_ft.errors import EXIT_DONE, EXIT_STOPPED, EXIT_USER
 
 VARIABLE = "DFT_ROLL"
+_SAME_REQUEST_VARIABLE = "DFT_SAME_REQUEST_SECONDS"
 _KILLED_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
 
 
@@ -24,6 +25,12 @@ class Roll:
 
     present: dict[int, int]
     ended: dict[int, int]
+
+
+def same_request_seconds() -> float:
+    """Signals that come closer together are one request, sent to many processes or by many; a batch script raises it
+    where a signal takes longer through a launcher than directly."""
+    return float(os.environ.get(_SAME_REQUEST_VARIABLE, "1.0"))
 
 
 def sign_in(rank: int) -> None:

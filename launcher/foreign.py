@@ -1,76 +1,93 @@
 """A training under torchrun or `accelerate launch`, with the exit codes and the way of stopping of `dft train`.
 
 Such a launcher turns every exit code into 1, and kills its ranks 30 s after a signal, in the middle of a long save. So
-a request to stop goes to the ranks themselves, and they say how they ended in a list (`distributed_ft.roll`).
+a request to stop goes to the ranks themselves, and they say how they ended in a list (`distributed_ft.roll`); one that
+is gone and has not said so was killed. The launcher itself ignores what a batch system sends to every process of a job.
 """
 
 import os
 import signal
 import subprocess
-import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import IO
 
-from distributed_ft import roll
+from distributed_ft import beats, roll
 from distributed_ft.artifacts import RunDirectory
 from distributed_ft.errors import EXIT_FAULT
 from launcher.plan import LaunchPlan
-from launcher.processes import GRACE_SECONDS, heeding, held_back, outcome, start
+from launcher.processes import heeding, held_back, patience, start
+from launcher.watch import Ending, culprit, ending, exit_code_of
 
 
 def run_launcher(plan: LaunchPlan, run: RunDirectory, again: str, lock: IO[str] | None = None) -> int:
-    """Start the launcher of a plan, wait, and give the code of the first rank to fail. `again` is the command that goes
-    on from there."""
+    """Start the launcher of a plan, wait, say how it ended, and give the code of the first rank to fail. `again` is the
+    command that goes on from there."""
+    return launched(plan, run, again, lock).tell()
+
+
+def launched(plan: LaunchPlan, run: RunDirectory, again: str, lock: IO[str] | None = None) -> Ending:
+    """The same without a word: how the `plan.num_ranks` ranks of this node ended, whichever of the world's they are."""
     (process,), signed = plan.processes, plan.roll
     assert signed is not None
     signed.touch()
-    with heeding(lambda _: None) as asked:
+    with tempfile.TemporaryDirectory(prefix="dft-") as heard, heeding(lambda _: None) as asked:
         with held_back():
-            child = start(process, run, 0, lock)
+            child = start(process, run, 0, lock, add={beats.VARIABLE: heard}, deaf=True)
         try:
-            _wait(child, signed, asked)
+            ended = _wait(child, signed, asked)
         finally:
             _kill(child, signed)
-    ended = roll.read(signed).ended
-    failed = [(rank, code) for rank, code in ended.items() if code]
-    if failed:
-        first = failed[0][1]  # an error that all ranks share is rank 0's, who tells it
-        return outcome(sorted(end for end in failed if end[1] == first), run, again, asked)
-    if len(asked) > 1:
-        return outcome([(0, -signal.SIGKILL)], run, again, asked)
-    if child.returncode == 0 and len(ended) == plan.num_ranks:
-        return 0
-    missing = [str(rank) for rank in range(plan.num_ranks) if rank not in ended]
-    what = f"{process.argv[2]} ended with code {child.returncode}; rank {', '.join(missing) or '?'} did not say how it"
-    print(f"dft: {what} ended; see {run.logs}; continue with: {again}", file=sys.stderr)
-    return EXIT_FAULT
+        for rank, code in roll.read(signed).ended.items():
+            ended.setdefault(rank, code)
+        if (child.returncode == 0 and len(ended) < plan.num_ranks) or (not ended and len(asked) < 2):
+            missing = plan.num_ranks - len(ended)
+            what = (
+                f"{process.argv[2]} ended with code {child.returncode}; {missing} of its {plan.num_ranks} processes did"
+            )
+            message = f"{what} not say how they ended; see {run.logs}; continue with: {again}"
+            return Ending(
+                EXIT_FAULT, message, host=os.uname().nodename, cause=f"launcher: exit code {child.returncode}"
+            )
+        return ending(ended, Path(heard), run, again, asked)
 
 
-def _wait(child: subprocess.Popen[bytes], signed: Path, asked: list[int]) -> None:
+def _wait(child: subprocess.Popen[bytes], signed: Path, asked: list[int]) -> dict[int, int]:
     """Until the launcher has ended; until those who are left have had their time, after a rank failed; or until
-    somebody asked twice."""
+    somebody asked twice. Returns rank -> exit code, of those that ended so far, in that order."""
     told: set[int] = set()
+    ended: dict[int, int] = {}
     deadline = None
     while child.poll() is None and len(asked) < 2:
         now = roll.read(signed)
+        ended |= {rank: code for rank, code in now.ended.items() if rank not in ended}
         if asked:
             for pid in {*now.present.values()} - told:  # a rank that is only starting signs in later
                 _signal(pid, signal.SIGTERM)
                 told.add(pid)
-        if deadline is None and any(now.ended.values()):
-            deadline = time.monotonic() + GRACE_SECONDS
+        gone = {rank: code for rank, pid in now.present.items() if (code := exit_code_of(pid)) is not None}
+        signed_out = roll.read(signed).ended  # since `now`
+        ended |= {rank: code for rank, code in gone.items() if rank not in signed_out and rank not in ended}
+        first = culprit(ended)
+        if first is not None and first[1] < 0:
+            break  # before the launcher sees it, who would put a traceback in the place of our line
+        if first is not None:
+            deadline = min(deadline or float("inf"), time.monotonic() + patience(first[1]))
         if deadline is not None and time.monotonic() > deadline:
-            return
-        time.sleep(0.05)
+            break
+        time.sleep(0.02)
+    return ended
 
 
 def _kill(child: subprocess.Popen[bytes], signed: Path) -> None:
-    """The ranks first, which are not our children; those that have not signed in die at the latest as they do."""
+    """The launcher first, which would tell of its ranks' end; they are not our children. Those that have not signed in
+    die at the latest as they do."""
+    present = roll.read(signed).present
     if child.poll() is None:
-        for pid in roll.read(signed).present.values():
-            _signal(pid, signal.SIGKILL)
         child.kill()
+        for pid in present.values():
+            _signal(pid, signal.SIGKILL)
     child.wait()
 
 

@@ -50,17 +50,14 @@ class Start:
 
 @dataclass(frozen=True)
 class Place:
-    """A node's place among those of a job, and where they meet. `processes`: of each node, in the job's order."""
+    """A node's place among those of a job, and where they meet."""
 
     node: int
-    processes: tuple[int, ...]
+    num_nodes: int
+    num_ranks: int  # of all nodes
     host: str
     port: int
     id: str  # of the meeting: no other job or restart has it
-
-    @property
-    def num_ranks(self) -> int:
-        return sum(self.processes)
 
 
 def local_plan(module: str, arguments: tuple[str, ...], num_processes: int, rendezvous: Path) -> LaunchPlan:
@@ -94,9 +91,10 @@ def launcher_plan(run_dir: Path, start: Start, again: str, signed: Path, place: 
         roll.VARIABLE: str(signed),
         **_on_this_machine(start.num_processes),
     }
-    if place is not None and len(place.processes) > 1:
+    if place is not None and place.num_nodes > 1:
         del env["GLOO_SOCKET_IFNAME"]  # loopback reaches no other node; cluster.yaml may name an interface
-    argv = (sys.executable, "-m", module, *_options(run_dir, start, place), "-m", _TRAIN, str(run_dir))
+    options = _options(run_dir, start, place, ours=True)
+    argv = (sys.executable, "-m", module, *options, "-m", _TRAIN, str(run_dir))
     return LaunchPlan((Process(argv, env),), start.num_processes, signed)
 
 
@@ -154,19 +152,25 @@ def accelerate_config(config: RunConfig, num_processes: int) -> dict[str, Any]:
             assert_never(strategy)
 
 
-def _options(run_dir: Path, start: Start, place: Place | None = None) -> tuple[str, ...]:
+def _options(run_dir: Path, start: Start, place: Place | None = None, ours: bool = False) -> tuple[str, ...]:
     if start.launcher == "accelerate":
         file = start.accelerate_file or accelerate_file(run_dir)
-        if place is None:
-            return ("--config_file", str(file), "--num_processes", str(start.num_processes))
-        machines = ("--num_machines", str(len(place.processes)), "--machine_rank", str(place.node))
-        meeting = ("--main_process_ip", place.host, "--main_process_port", str(place.port), "--rdzv_backend", "c10d")
-        return ("--config_file", str(file), "--num_processes", str(place.num_ranks), *machines, *meeting)
-    processes = ("--nproc-per-node", str(start.num_processes))
-    if place is None:
-        return ("--standalone", *processes)
-    meeting = ("--rdzv-backend", "c10d", "--rdzv-endpoint", f"{place.host}:{place.port}", "--rdzv-id", place.id)
-    return ("--nnodes", str(len(place.processes)), *processes, *meeting)
+        processes = place.num_ranks if place else start.num_processes
+        return ("--config_file", str(file), "--num_processes", str(processes), *(_machines(place) if place else ()))
+    # it leaves signals to the ranks, and looks after them seldom enough that `launcher.foreign` is the first to know
+    habits = ("--signals-to-handle", "SIGQUIT", "--monitor-interval", "0.5") if ours else ()
+    return (*(_meeting(place) if place else ("--standalone",)), "--nproc-per-node", str(start.num_processes), *habits)
+
+
+def _meeting(place: Place) -> tuple[str, ...]:
+    endpoint = ("--rdzv-backend", "c10d", "--rdzv-endpoint", f"{place.host}:{place.port}", "--rdzv-id", place.id)
+    return ("--nnodes", str(place.num_nodes), *endpoint)
+
+
+def _machines(place: Place) -> tuple[str, ...]:
+    """The same in accelerate's words."""
+    machines = ("--num_machines", str(place.num_nodes), "--machine_rank", str(place.node))
+    return (*machines, "--main_process_ip", place.host, "--main_process_port", str(place.port))
 
 
 def _on_this_machine(num_processes: int) -> dict[str, str]:

@@ -4,23 +4,28 @@ The ranks are each in one session of their own: Ctrl-C reaches this process alon
 stop, and the code with which the ranks end (0, 1, 2 or 75) is the code of the command (docs/adr/0002).
 """
 
+import functools
 import os
 import signal
 import subprocess
-import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from types import FrameType
+from pathlib import Path
+from types import FrameType, MappingProxyType
 from typing import IO
 
+from distributed_ft import beats
 from distributed_ft.artifacts import RunDirectory
-from distributed_ft.errors import EXIT_FAULT, EXIT_STOPPED, EXIT_USER
-from distributed_ft.roll import end_with_parent
+from distributed_ft.errors import EXIT_LOST, EXIT_STOPPED, EXIT_USER
+from distributed_ft.roll import end_with_parent, same_request_seconds
 from launcher.plan import LaunchPlan, Process
+from launcher.watch import culprit, ending
 
-GRACE_SECONDS = 30.0  # for the other ranks to end after one has failed
-SAME_REQUEST_SECONDS = 1.0  # signals that come closer together are one request, sent to many processes or by many
+GRACE_SECONDS = 30.0  # for the other ranks to end after one has stopped or refused
+CULPRIT_SECONDS = 5.0  # after one that lost its peers, for the one that failed to be known
+LAST_WORDS_SECONDS = 0.5  # for what the others may be writing
 # SIGHUP: the terminal was closed; SIGUSR1: what batch systems send before the time is over
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
@@ -40,12 +45,13 @@ def run_plan(plan: LaunchPlan, run: RunDirectory, again: str, lock: IO[str] | No
             if child.poll() is None:  # who asks twice does not want to wait, and a rank in a collective is deaf
                 child.send_signal(signal.SIGTERM if len(asked) == 1 else signal.SIGKILL)
 
-    with heeding(pass_on) as asked:
+    with tempfile.TemporaryDirectory(prefix="dft-") as heard, heeding(pass_on) as asked:
         try:
             with held_back():
                 for rank, process in enumerate(plan.processes):
-                    children.append(start(process, run, rank, lock, quiet))
-            return outcome(_wait(children), run, again, asked)
+                    children.append(start(process, run, rank, lock, quiet, {beats.VARIABLE: heard}))
+            ended = _wait(children)
+            return ending(ended, Path(heard), run, again, asked).tell()
         finally:
             for child in children:
                 if child.poll() is None:
@@ -62,7 +68,7 @@ def heeding(act: Callable[[list[int]], None]) -> Iterator[list[int]]:
     def on_signal(number: int, _: FrameType | None) -> None:
         nonlocal last
         now = time.monotonic()
-        if now - last < SAME_REQUEST_SECONDS:
+        if now - last < same_request_seconds():
             return
         last = now
         asked.append(number)
@@ -89,71 +95,61 @@ def held_back() -> Iterator[None]:
 
 
 def start(
-    process: Process, run: RunDirectory, rank: int, lock: IO[str] | None, quiet: bool = False
+    process: Process,
+    run: RunDirectory,
+    rank: int,
+    lock: IO[str] | None,
+    quiet: bool = False,
+    add: Mapping[str, str] = MappingProxyType({}),
+    deaf: bool = False,
 ) -> subprocess.Popen[bytes]:
-    """One process of a plan, which dies with this one; it holds the lock too."""
+    """One process of a plan, with variables to `add`, which dies with this one; it holds the lock too. `deaf`: it
+    ignores requests to stop until it says otherwise."""
     output = None if rank == 0 and not quiet else (run.logs / f"rank-{rank}.out").open("ab")
     try:
         return subprocess.Popen(
             process.argv,
-            env={**os.environ, **process.env, **({} if lock is None else {"DFT_LOCK_FD": str(lock.fileno())})},
+            env={**os.environ, **process.env, **add, **({} if lock is None else {"DFT_LOCK_FD": str(lock.fileno())})},
             stdout=output,
             stderr=output,
             start_new_session=True,
             pass_fds=(lock.fileno(),) if lock is not None else (),
-            preexec_fn=_at_birth,
+            preexec_fn=functools.partial(_at_birth, deaf),
         )
     finally:
         if output is not None:
             output.close()
 
 
-def _at_birth() -> None:
-    """In the child, before its program: die with the parent, and hear requests to stop."""
+def _at_birth(deaf: bool) -> None:
+    """In the child, before its program: die with the parent, and hear requests to stop, or be deaf to them."""
     end_with_parent()
+    for number in _STOP_SIGNALS if deaf else ():
+        signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
 
 
-def _wait(children: list[subprocess.Popen[bytes]]) -> list[tuple[int, int]]:
-    """Wait until all have ended. Returns rank and exit code of those that failed first; empty: none failed."""
+def _wait(children: list[subprocess.Popen[bytes]]) -> dict[int, int]:
+    """Wait until all have ended, or until those who are left have had their time after one failed. Returns rank -> exit
+    code, of those that ended by themselves, in that order."""
+    ended: dict[int, int] = {}
     deadline = None
-    while True:
-        codes = [child.poll() for child in children]
-        failed = [(rank, code) for rank, code in enumerate(codes) if code]
-        if failed and deadline is None:
-            deadline = time.monotonic() + GRACE_SECONDS
-            first = failed
-        if None not in codes:
-            return _with_the_code_of(first[0], children) if failed else []
-        if deadline is not None and (time.monotonic() > deadline or first[0][1] not in (EXIT_STOPPED, EXIT_USER)):
-            time.sleep(0.5)  # the others may be writing their last words
-            for child in children:
-                if child.poll() is None:
-                    child.kill()
-            for child in children:
-                child.wait()
-            return _with_the_code_of(first[0], children)
+    while len(ended) < len(children):
+        for rank, child in enumerate(children):
+            if rank not in ended and child.poll() is not None:
+                ended[rank] = child.returncode
+        first = culprit(ended)
+        if first is not None:
+            deadline = min(deadline or float("inf"), time.monotonic() + patience(first[1]))
+            if time.monotonic() > deadline:
+                break
         time.sleep(0.05)
+    return ended
 
 
-def _with_the_code_of(first: tuple[int, int], children: list[subprocess.Popen[bytes]]) -> list[tuple[int, int]]:
-    """The ranks that ended as the first to fail did. An error that all ranks share is then rank 0's, who tells it."""
-    return [(rank, first[1]) for rank, child in enumerate(children) if child.returncode == first[1]]
-
-
-def outcome(failed: list[tuple[int, int]], run: RunDirectory, again: str, asked: list[int]) -> int:
-    """The exit code of the command, and a message where no rank has given one."""
-    if not failed:
-        return 0
-    rank, code = failed[0]
-    if code < 0:
-        if len(asked) > 1:
-            what, code = "ended at once, as it was asked twice", 128 + asked[-1]
-        elif asked and -code == signal.SIGTERM:
-            what, code = "stopped on request while it was starting", EXIT_STOPPED
-        else:
-            what, code = f"rank {rank} was ended by {signal.Signals(-code).name}", EXIT_FAULT
-        print(f"dft: {what}; continue with: {again}", file=sys.stderr)
-    elif code != EXIT_STOPPED and rank > 0:
-        print(f"dft: rank {rank} failed; see {run.logs / f'rank-{rank}.log'}", file=sys.stderr)
-    return code
+def patience(code: int) -> float:
+    """Seconds that the other ranks have, after the first to fail ended with this code: to save what they can; to find
+    out whose failure it is; or for last words."""
+    if code in (EXIT_STOPPED, EXIT_USER):
+        return GRACE_SECONDS
+    return CULPRIT_SECONDS if code == EXIT_LOST else LAST_WORDS_SECONDS

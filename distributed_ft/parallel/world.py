@@ -123,6 +123,16 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
+def lost_peers(error: BaseException) -> bool:
+    """Whether an error is the consequence of another rank's end: its connection closed, or it no longer answers."""
+    if isinstance(error, dist.DistBackendError | dist.DistNetworkError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        "Connection closed by peer" in text or "Connection reset by peer" in text or "gloo/transport/tcp" in text
+    )
+
+
 def _rendezvous(size: int) -> str:
     if "DFT_RENDEZVOUS" in os.environ:
         return os.environ["DFT_RENDEZVOUS"]

@@ -13,15 +13,18 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distributed_ft import roll
+from distributed_ft import beats, roll
+from distributed_ft.beats import Pulse
 from distributed_ft.errors import (
     EXIT_DONE,
     EXIT_FAULT,
+    EXIT_LOST,
     EXIT_STOPPED,
     EXIT_USER,
     CheckpointError,
     FtError,
     Stopped,
+    brief,
     disk_problem,
 )
 from distributed_ft.train.signals import StopRequest
@@ -40,10 +43,11 @@ def main() -> int:
     if len(sys.argv) < 2:
         print("usage: python -m distributed_ft.train RUN_DIR…", file=sys.stderr)
         return EXIT_USER
-    stop = StopRequest().listen()  # before the heavy imports: a request while loading is not lost
     directories = [Path(argument) for argument in sys.argv[1:]]
     rank = int(os.environ.get("RANK", "0"))
+    stop = StopRequest().listen(lambda: _end_now(rank, directories[0]))  # before the heavy imports
     roll.sign_in(rank)
+    Pulse(rank).beat(0, "loading")
     try:
         train(directories, rank, stop)
     except Stopped as stopped:
@@ -54,9 +58,34 @@ def main() -> int:
         message = disk_problem(error) if isinstance(error, OSError) else None
         if message is not None:
             return _end(rank, f"dft: error: {message}", EXIT_USER)
-        log.exception("rank %d failed", rank)
-        return EXIT_FAULT
+        return _fail(rank, error, stop)
     return EXIT_DONE
+
+
+def _fail(rank: int, error: Exception, stop: StopRequest) -> int:
+    """The code of a rank with an error that is not the user's; it may be the consequence of another rank's end."""
+    from distributed_ft.parallel.world import lost_peers
+
+    if lost_peers(error):
+        log.warning("rank %d lost its peers: %s", rank, brief(error))
+        return EXIT_STOPPED if stop.requested else EXIT_LOST  # another heard the request first, and left
+    beats.note(rank, f"{type(error).__name__}: {brief(error)}")
+    log.error("rank %d failed", rank, exc_info=error)
+    return EXIT_FAULT
+
+
+def _end_now(rank: int, directory: Path) -> None:
+    """Asked to stop before the first step: leave, in whatever call the main thread is."""
+    from distributed_ft.artifacts import resume_command
+
+    again = resume_command(directory, int(os.environ.get("WORLD_SIZE", "1")))
+    message = f"stopped on request before the first step; continue with: {again}"
+    log.info("ends with exit code %d: %s", EXIT_STOPPED, message)
+    if rank == 0:
+        os.write(2, f"{message}\n".encode())  # not by sys.stderr, whose lock the main thread may hold
+    code = roll.sign_out(rank, EXIT_STOPPED)
+    logging.shutdown()
+    os._exit(code)
 
 
 def train(paths: Sequence[Path], rank: int, stop: StopRequest) -> None:
@@ -92,17 +121,26 @@ def _train_one(
     """One run. No model stays on return, as there is no memory for two. (DeepSpeed keeps what it was given.)"""
     from distributed_ft.train.fit import fit
     from distributed_ft.train.run import open_run
+    from distributed_ft.train.whereabouts import Whereabouts
 
     with _only_training(directory, world):
-        run = open_run(config, directory, data, world, stop)
-        log.info(
-            "rank %d of %d on %s: step %d of %d", world.rank, world.size, world.device, run.state.step, run.total_steps
-        )
+        where = Whereabouts(directory, world)
         try:
-            fit(run)
+            run = open_run(config, directory, data, world, stop, where)
+            place = (world.rank, world.size, world.device)
+            log.info("rank %d of %d on %s: step %d of %d", *place, run.state.step, run.total_steps)
+            try:
+                fit(run)
+            finally:
+                if run.metrics is not None:
+                    run.metrics.close()
+        except Stopped:
+            raise
+        except Exception:
+            where.enter("failed")
+            raise
         finally:
-            if run.metrics is not None:
-                run.metrics.close()
+            where.close()
 
 
 @contextmanager

@@ -42,6 +42,7 @@ class TrainState:
     step: int = 0  # completed optimizer steps
     tokens: int = 0  # supervised tokens seen
     skipped_in_a_row: int = 0  # steps whose loss or gradient was not finite
+    validation_owed: bool = False  # the validation after this step was given up, as the run was asked to stop
 
 
 class Saving:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import NoReturn
 
 import torch
 
@@ -24,6 +25,10 @@ def fit(run: Run) -> None:
         CheckpointError: a checkpoint could not be written. (With `checkpoint.async` it comes at a later step.)
     """
     world, strategy, optim, clock = run.world, run.strategy, run.config.optim, run.clock
+    run.stop.at_boundaries()
+    run.where.begin(run.state.step, run.total_steps)
+    if run.state.validation_owed:
+        _validate(run)
     for step in range(run.state.step, run.total_steps):
         with clock("data"):
             batch = _batch(run, step)
@@ -50,6 +55,7 @@ def fit(run: Run) -> None:
         _stop_if_diverged(run, mean_loss, info)
         _validate_and_save(run)
     _finish_checkpoint(run)
+    run.where.enter("finished")
 
 
 def _batch(run: Run, step: int) -> Sequence[MicroBatch]:
@@ -60,9 +66,10 @@ def _batch(run: Run, step: int) -> Sequence[MicroBatch]:
 
 def _record(run: Run, loss: float, lr: float, info: StepInfo, tokens: int, input_tokens: int) -> None:
     seconds, parts = run.clock.lap()
+    step = run.state.step
+    run.where.stepped(step, loss if math.isfinite(loss) else None, input_tokens / seconds)
     if run.metrics is None:
         return
-    step = run.state.step
     memory = torch.cuda.max_memory_allocated(run.world.device) if run.world.device.type == "cuda" else None
     samples = run.order.digest(step - 1)
     epoch = run.order.epoch(step)
@@ -94,22 +101,34 @@ def _validate_and_save(run: Run) -> None:
     step, last = run.state.step, run.state.step == run.total_steps
     every = run.config.checkpoint.every
     if run.validation is not None and (last or step % (run.config.evaluation.validation_every or every) == 0):
-        loss = validation_loss(run)
-        seconds, _ = run.clock.lap()
-        if run.metrics is not None:
-            run.metrics.validation(step, loss, seconds)
+        _validate(run)
     if last or step % every == 0:
         save(run)
 
 
+def _validate(run: Run) -> None:
+    """Record the validation loss after this step. A request to stop ends it; the run makes it up when it goes on."""
+    run.where.enter("validating")
+    loss = validation_loss(run)
+    run.state.validation_owed = loss is None
+    if loss is None:
+        _stop(run)
+    seconds, _ = run.clock.lap()
+    if run.metrics is not None:
+        run.metrics.validation(run.state.step, loss, seconds)
+    run.where.enter("training")
+
+
 def save(run: Run) -> None:
     """Begin a checkpoint of this step, after the one before is finished. A collective."""
+    run.where.enter("saving")
     _finish_checkpoint(run)
     run.saving = checkpoint.save(run.directory, run.config, run.world, run.strategy, run.token_loss.model, run.state)
     run.last_saved = run.state.step
     if not run.config.checkpoint.in_background:
         _finish_checkpoint(run)
     run.clock.lap()
+    run.where.enter("training")
 
 
 def _finish_checkpoint(run: Run) -> None:
@@ -123,8 +142,9 @@ def _finish_checkpoint(run: Run) -> None:
 
 
 @torch.no_grad()
-def validation_loss(run: Run) -> float:
-    """Mean loss per supervised token over the whole validation set, in nats. A collective."""
+def validation_loss(run: Run) -> float | None:
+    """Mean loss per supervised token over the whole validation set, in nats; None: given up, as a rank was asked to
+    stop. A collective."""
     assert run.validation is not None
     world, optim = run.world, run.config.optim
     run.token_loss.eval()
@@ -133,19 +153,27 @@ def validation_loss(run: Run) -> float:
     batches = validation_batches(
         run.validation, run.config.data.seq_len, world.rank, world.size, optim.micro_batch_size
     )
+    stop = False
     for micro in batches:
+        (stop,) = map(bool, world.sum(run.stop.pending))
+        if stop:
+            break
+        run.where.alive()
         total += run.model(micro.to(world.device)).double().cpu()
         count += micro.num_supervised
     run.token_loss.train()
+    if stop:
+        return None
     loss, tokens = world.sum(total.item(), count)
     return loss / max(tokens, 1)
 
 
-def _stop(run: Run) -> None:
-    """All ranks agreed to stop before the next step: save what is not saved yet, and say how to go on."""
+def _stop(run: Run) -> NoReturn:
+    """All ranks agreed to stop here: save what is not saved yet, and say how to go on."""
     if run.state.step > run.last_saved:
         save(run)
     _finish_checkpoint(run)
+    run.where.enter("stopped")
     again = resume_command(run.directory.path, run.world.size)
     at = f"at step {run.state.step} of {run.total_steps}, saved" if run.state.step else "before the first step"
     raise Stopped(f"stopped on request {at}; continue with: {again}")

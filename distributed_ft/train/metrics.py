@@ -34,7 +34,14 @@ class StepRecord:
 class Metrics:
     """Rank 0's writer. A resumed run continues `metrics.jsonl` with no step twice."""
 
-    def __init__(self, run: RunDirectory, trackers: Sequence[Tracker], start_step: int, total_steps: int) -> None:
+    def __init__(
+        self,
+        run: RunDirectory,
+        trackers: Sequence[Tracker],
+        start_step: int,
+        total_steps: int,
+        validation_owed: bool = False,
+    ) -> None:
         self.run = run
         self.trackers = trackers
         self.total_steps = total_steps
@@ -44,12 +51,14 @@ class Metrics:
         self._began = time.monotonic()
         self._last_line = 0.0
         self._checkpoint_seconds: dict[str, float] = {}  # of a checkpoint that was published since the last step
-        self._forget_after(start_step)
+        self._forget_after(start_step, validation_owed)
 
-    def _forget_after(self, step: int) -> None:
+    def _forget_after(self, step: int, validation_owed: bool) -> None:
+        """What will be written anew, among it the validation after `step` where it is owed."""
         if self.run.metrics.exists():
-            kept = [json.dumps(r) + "\n" for r in read_json_lines(self.run.metrics) if r["step"] <= step]
-            write_atomic(self.run.metrics, "".join(kept))
+            kept = [r for r in read_json_lines(self.run.metrics) if r["step"] <= step]
+            kept = [r for r in kept if not (validation_owed and r["step"] == step and "val_loss" in r)]
+            write_atomic(self.run.metrics, "".join(json.dumps(r) + "\n" for r in kept))
 
     def step(self, record: StepRecord, memory_bytes: int | None) -> None:
         """Record a finished step; memory_bytes: this device's peak, None on a CPU."""

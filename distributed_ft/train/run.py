@@ -31,6 +31,7 @@ from distributed_ft.train.metrics import Metrics
 from distributed_ft.train.optim import make_optimizer
 from distributed_ft.train.signals import StopRequest
 from distributed_ft.train.trackers import open_trackers
+from distributed_ft.train.whereabouts import Whereabouts
 
 
 @dataclass
@@ -48,6 +49,7 @@ class Run:
     total_steps: int
     state: TrainState
     stop: StopRequest
+    where: Whereabouts
     metrics: Metrics | None = None
     clock: StepClock = field(default_factory=StepClock)
     last_saved: int = 0  # step of the newest checkpoint, counting one that is on its way
@@ -62,7 +64,14 @@ class Run:
         return self.saving is not None and self.saving.done
 
 
-def open_run(config: RunConfig, directory: RunDirectory, data: PreparedData, world: World, stop: StopRequest) -> Run:
+def open_run(
+    config: RunConfig,
+    directory: RunDirectory,
+    data: PreparedData,
+    world: World,
+    stop: StopRequest,
+    where: Whereabouts | None = None,
+) -> Run:
     """Load, adapt, shard; resume from the newest complete checkpoint if there is one. A collective.
 
     Raises:
@@ -90,7 +99,18 @@ def open_run(config: RunConfig, directory: RunDirectory, data: PreparedData, wor
         found = next(c for c in directory.all_checkpoints() if c.step == resumed)
         state = checkpoint.load(found, strategy, world, config.seed)
     run = Run(
-        config, directory, world, order, data.validation, token_loss, module, strategy, order.total_steps, state, stop
+        config,
+        directory,
+        world,
+        order,
+        data.validation,
+        token_loss,
+        module,
+        strategy,
+        order.total_steps,
+        state,
+        stop,
+        where or Whereabouts(directory, world),
     )
     environment.record(directory, config, world, *num_parameters(token_loss))
     if world.is_main:
@@ -141,7 +161,7 @@ def _open_directory(directory: RunDirectory, config: RunConfig) -> int | Excepti
 def _open_metrics(run: Run) -> Metrics:
     config, start = run.config, run.state.step
     trackers = open_trackers(config, run.directory, start + 1)
-    metrics = Metrics(run.directory, trackers, start, run.total_steps)
+    metrics = Metrics(run.directory, trackers, start, run.total_steps, run.state.validation_owed)
     trainable, total = num_parameters(run.token_loss)
     if run.world.device.type == "cuda":
         base_config = run.token_loss.model.config
@@ -152,7 +172,7 @@ def _open_metrics(run: Run) -> Metrics:
         f"{config.method.type}: {trainable:,} of {total:,} parameters are trained ({trainable / total:.2%}); "
         f"{config.strategy.type} on {run.world.size} x {run.world.device.type}"
     )
-    if start >= run.total_steps:
+    if start >= run.total_steps and not run.state.validation_owed:
         metrics.say(f"nothing left to do: all {run.total_steps} steps are done")
     elif start > 0:
         metrics.say(f"resuming after step {start} of {run.total_steps}")

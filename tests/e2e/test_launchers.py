@@ -9,7 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.commands import Training, curve, gone, kill, last_step, train, train_undisturbed, write_run_yaml
+from support.commands import (
+    Training,
+    curve,
+    gone,
+    kill,
+    last_step,
+    processes_of,
+    train,
+    train_undisturbed,
+    write_run_yaml,
+)
 from support.tiny import write_rows
 
 from distributed_ft.artifacts import RunDirectory, read_json
@@ -132,6 +142,21 @@ def test_under_torchrun_a_stop_while_starting_a_dead_rank_and_a_dead_command_lea
         assert training.until(training.reaches(last_step(training.run) + 1))
         kill(training.process.pid, signal.SIGKILL)
         assert gone(training.run)
+
+
+@pytest.mark.slow
+def test_torchrun_outlives_what_a_batch_system_sends_to_every_process_of_a_job(make_yaml: MakeYaml) -> None:
+    """Before the ranks can hear it, and while they train."""
+    run_yaml = make_yaml("run", "fsdp", 60)
+    for moment in (lambda t: t.ranks(), lambda t: last_step(t.run) >= 3):
+        with Training(run_yaml, 2, "--launcher", "torchrun") as training:
+            assert training.until(lambda moment=moment, training=training: moment(training))
+            for pid in {training.process.pid, *processes_of(training.run)}:
+                kill(pid, signal.SIGUSR1)
+            assert training.wait() == 75, training.stderr
+            assert training.stderr.count("stopped on request") == 1
+            assert "Traceback" not in training.stderr
+            assert gone(training.run)
 
 
 @pytest.mark.slow

@@ -11,6 +11,8 @@ import pytest
 from support.commands import Training, curve, gone, kill, last_step, train, train_undisturbed, weights, write_run_yaml
 from support.tiny import write_rows
 
+from distributed_ft.artifacts import read_json
+
 
 @pytest.fixture
 def run_yaml(tmp_path: Path, bases: Callable[..., Path]) -> Path:
@@ -121,3 +123,35 @@ def test_a_stop_while_the_ranks_are_starting_is_resumable_too(run_yaml: Path) ->
         assert f"continue with: dft train {training.run.path} --nproc 2\n" in training.stderr
         assert gone(training.run)
     assert last_step(training.run) == 0
+
+
+def validates(training: Training) -> bool:
+    """Whether a validation has begun."""
+    return training.run.progress.exists() and read_json(training.run.progress)["phase"] == "validating"
+
+
+@pytest.mark.parametrize("steps", [8, pytest.param(4, marks=pytest.mark.slow)])
+def test_a_stop_within_a_validation_gives_it_up_and_the_resumed_run_makes_it_up(
+    tmp_path: Path, bases: Callable[..., Path], steps: int
+) -> None:
+    """After the step that it is asked at there are more steps, or none."""
+    rows = write_rows(tmp_path / "rows.jsonl", 20)
+    held_out = write_rows(tmp_path / "held-out.jsonl", 500)
+    changes = {"optim": {"max_steps": steps}, "data": {"validation": str(held_out)}, "checkpoint": {"every": 4}}
+    reference = train_undisturbed(write_run_yaml(tmp_path, bases("qwen3"), rows, "undisturbed", **changes))
+    run_yaml = write_run_yaml(tmp_path, bases("qwen3"), rows, **changes)
+    with Training(run_yaml) as training:
+        assert training.until(lambda: validates(training))
+        kill(training.process.pid, signal.SIGUSR1)
+        assert training.wait() == 75, training.stderr
+    assert not [line for line in curve(training.run) if "val_loss" in line], "it was over before it was asked to stop"
+    assert last_step(training.run) == 4
+    assert read_json(training.run.progress)["phase"] == "stopped"
+    newest = training.run.newest_complete()
+    assert newest is not None
+    assert newest.step == 4
+    code, stderr = train(run_yaml)
+    assert code == 0, stderr
+    assert curve(training.run) == curve(reference)
+    assert weights(training.run) == weights(reference)
+    assert read_json(training.run.progress)["phase"] == "finished"

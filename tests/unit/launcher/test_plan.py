@@ -41,6 +41,7 @@ def test_what_is_started_is_what_people_type() -> None:
     (process,) = plan.processes
     assert process.argv[1:] == (
         *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+        *("--signals-to-handle", "SIGQUIT", "--monitor-interval", "0.5"),
         *("-m", "distributed_ft.train", "runs/my run"),
     )
     assert process.env["DFT_WORLD_SIZE"] == "2"
