@@ -34,11 +34,14 @@ class TensorBoard:
         self.writer.add_text(tag, text, step)
 
     def settings(self, values: dict[str, Any]) -> None:
+        """For the HParams tab. Only this run's values: without a list of columns in any run, TensorBoard makes one over
+        all runs, those that differ first, and takes every scalar for a metric. (Of several lists it reads one.)"""
         from torch.utils.tensorboard.summary import hparams
 
         plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in values.items()}
+        _, began, ended = hparams(plain, {})
         file_writer = self.writer._get_file_writer()
-        for summary in hparams(plain, {"train/loss": 0.0, "validation/loss": 0.0}):
+        for summary in (began, ended):
             file_writer.add_summary(summary)
 
     def close(self) -> None:
