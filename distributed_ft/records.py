@@ -73,3 +73,20 @@ class Progress(Record):
     world_size: int
     job: str | None = None  # of the batch system
     updated: str  # ISO 8601, UTC
+
+
+class SweptRun(Record):
+    """One combination of a sweep: `dft train RUN_YAML *overrides` trains it."""
+
+    name: str
+    overrides: tuple[str, ...]  # `name=…` among them
+    run_dir: str
+
+
+class Sweep(Record):
+    """`runs/<name>.sweep.json`: the combinations of `dft sweep`, in the order in which they run."""
+
+    schema_version: int = Field(SCHEMA, alias="schema")
+    run_yaml: str
+    settings: tuple[str, ...]  # as they were given
+    runs: tuple[SweptRun, ...]

@@ -180,6 +180,30 @@ def train(args: argparse.Namespace) -> int:
     return local.resume(_run_directory(args.run), start)
 
 
+def verify_resume(args: argparse.Namespace) -> int:
+    from launcher.verify_resume import verify_resume as run_verify
+
+    return run_verify(_load(args), _start(args), args.steps, args.resume_nproc)
+
+
+def sweep(args: argparse.Namespace) -> int:
+    from launcher.sweep import sweep as run_sweep
+
+    return run_sweep(args.run, args.overrides, _start(args), evaluate=not args.no_eval, dry_run=args.dry_run)
+
+
+def compare(args: argparse.Namespace) -> int:
+    from launcher.sweep import runs_named
+
+    runs = [_run_directory(path) for path in runs_named(args.runs)]
+    from distributed_ft.evaluation import compare as side_by_side
+
+    found = side_by_side.compare(runs)
+    as_json = args.json and json.dumps(side_by_side.as_json(found), indent=2, ensure_ascii=False)
+    print(as_json or side_by_side.text(found))
+    return EXIT_DONE
+
+
 def _start(args: argparse.Namespace) -> "Start":
     from launcher.plan import Start
 
@@ -278,6 +302,39 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     _run_yaml(parser, "a run.yaml, or the directory of a run to continue")
     parser.add_argument("--resume", action="store_true", help="continue where the run stands (the default)")
     parser.add_argument("--prepare-only", action="store_true", help="make the run directory, and say how to start it")
+    _launcher_arguments(parser)
+
+
+def _verify_resume_arguments(parser: argparse.ArgumentParser) -> None:
+    _run_yaml(parser)
+    parser.add_argument("--steps", type=_steps, default=8, metavar="S", help="steps to train (8)")
+    parser.add_argument("--resume-nproc", type=_positive, metavar="M", help="resume on M processes (as many as before)")
+    _launcher_arguments(parser)
+
+
+def _sweep_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run.yaml")
+    parser.add_argument(
+        "overrides", nargs="+", metavar="key=a,b", help="for example method.rank=4,16; of lists key=[a,b],[c]"
+    )
+    _nproc(parser)
+    parser.add_argument("--no-eval", action="store_true", help="train only")
+    parser.add_argument("--dry-run", action="store_true", help="check and list the combinations, start none")
+    _launcher_arguments(parser)
+
+
+def _compare_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories, or a NAME.sweep.json")
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def _steps(text: str) -> int:
+    if _positive(text) < 4:
+        raise argparse.ArgumentTypeError("4 steps are the least: some before the kill, some after")
+    return int(text)
+
+
+def _launcher_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--launcher", choices=("dft", "torchrun", "accelerate"), default="dft", help="what starts the processes (dft)"
     )
@@ -329,6 +386,11 @@ VERBS = {
     "smoke": Verb(smoke, _run_yaml, "try a run.yaml on a little of its data: steps, save, resume, evaluation"),
     "matrix": Verb(matrix, _matrix_arguments, "say which methods, strategies, dtypes and devices work together"),
     "train": Verb(train, _train_arguments, "train a run.yaml, or continue a run"),
+    "verify-resume": Verb(
+        verify_resume, _verify_resume_arguments, "prove on a run.yaml that a killed and resumed run is the same run"
+    ),
+    "sweep": Verb(sweep, _sweep_arguments, "train and evaluate every combination of some settings"),
+    "compare": Verb(compare, _compare_arguments, "several runs side by side: settings, scores, forgetting, cost"),
     "eval": Verb(evaluate, _eval_arguments, "score every checkpoint of a run, beside base and few-shot"),
     "report": Verb(report, _run_argument, "write report.html, .md and .json, and print the verdict"),
     "chat": Verb(chat, _chat_arguments, "talk to the tuned model"),

@@ -72,6 +72,15 @@ def evaluate(path: Path, checkpoints: str = "all", overrides: Sequence[str] = ()
     return run_plan(LaunchPlan((process,), num_ranks=1), run, f"dft eval {path}")
 
 
+def total_steps(config: RunConfig, start: Start) -> int:
+    """Check all that `train` would refuse, without starting anything; the optimizer steps of the whole run."""
+    from distributed_ft.data.order import Order
+
+    run = RunDirectory(Path(config.runs_dir) / config.name)
+    _refuse_other_config(run, config)
+    return Order.of(config, _check(run, config, start)).total_steps
+
+
 def check_tasks(config: RunConfig) -> None:
     """Read what the run will be judged by, so that a fault in it is found before training and not after.
 

@@ -5,8 +5,6 @@ The real commands in a throw-away directory: a few steps, a save, a resume in ne
 
 import json
 import shlex
-import shutil
-import tempfile
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -18,6 +16,7 @@ from distributed_ft.config.schema import RunConfig
 from distributed_ft.errors import EXIT_DONE, DataError
 from launcher import local
 from launcher.plan import Start
+from launcher.trial import throw_away
 
 SHARE = 10  # every tenth row
 MIN_ROWS = 8  # but not fewer than these
@@ -26,10 +25,7 @@ STEPS_BEFORE_RESUME, STEPS = 2, 4
 
 def smoke(loaded: LoadedRun, nproc: int) -> int:
     """Returns 0 when every part works; the exit code of the first part that does not, with its own message."""
-    runs = Path(loaded.config.runs_dir)  # where there is room for checkpoints
-    runs.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=".smoke-", dir=runs))
-    try:
+    with throw_away(loaded.config, "smoke") as folder:
         config = thinned(loaded.config, folder)
         run = RunDirectory(folder / config.name)
         parts: dict[str, Callable[[], int]] = {
@@ -47,8 +43,6 @@ def smoke(loaded: LoadedRun, nproc: int) -> int:
                 return code
         print(f"smoke: every part of this run works; start it with: {start_command(loaded, nproc)}")
         return EXIT_DONE
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def start_command(loaded: LoadedRun, nproc: int) -> str:

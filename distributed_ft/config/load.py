@@ -97,7 +97,7 @@ def differences(a: RunConfig, b: RunConfig) -> list[str]:
 
     `runs_dir` may differ, as a directory may move, and so may how the run is judged.
     """
-    before, now = dict(_leaves(a.model_dump(mode="json"))), dict(_leaves(b.model_dump(mode="json")))
+    before, now = dict(leaves(a.model_dump(mode="json"))), dict(leaves(b.model_dump(mode="json")))
     absent = object()
 
     def shown(value: object) -> str:
@@ -197,13 +197,13 @@ def _absolute(config: RunConfig, folder: Path) -> RunConfig:
     return _validated(tree)
 
 
-def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted key and value of everything that is no mapping; a list of plain values is one value."""
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield from _leaves(inner, f"{prefix}.{key}" if prefix else key)
+            yield from leaves(inner, f"{prefix}.{key}" if prefix else key)
     elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
         for index, item in enumerate(value):
-            yield from _leaves(item, f"{prefix}[{index}]")
+            yield from leaves(item, f"{prefix}[{index}]")
     else:
         yield prefix, value

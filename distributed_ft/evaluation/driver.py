@@ -17,6 +17,7 @@ from distributed_ft.errors import CheckpointError, ConfigError, EvaluationError
 from distributed_ft.evaluation.engines import TransformersEngine, engine_of
 from distributed_ft.evaluation.few_shot import FewShot, choose, fitted, source_of_examples
 from distributed_ft.evaluation.scoring import Model, Scored, score, stored, task_digest
+from distributed_ft.evaluation.stats import mean, mean_of
 from distributed_ft.evaluation.summary import BASE, FEW_SHOT, Scores, as_json, summarise, table
 from distributed_ft.evaluation.task import CutOff, Task, reference
 from distributed_ft.evaluation.tasks import build_tasks
@@ -246,6 +247,10 @@ def _log(run: RunDirectory, scores: Scores) -> None:
         if model.name != FEW_SHOT:  # a prompt has no place on the axis of steps
             for tag, value in _scalars(scores, model):
                 writer.add_scalar(tag, value, model.step)
+    best = run.pointer("BEST")
+    if best is not None and best.name in scores.of:
+        for tag, value in _scalars_of_best(scores, best.name):
+            writer.add_scalar(tag, value, best.step)
     writer.close()
     for path in earlier:
         path.unlink(missing_ok=True)
@@ -261,6 +266,15 @@ def _scalars(scores: Scores, model: Model) -> Iterator[tuple[str, float]]:
         yield "eval/general/score", general.value
         yield "eval/forgetting/rate", lost.rate
         yield "eval/forgetting/mean_drop", lost.mean_drop
+
+
+def _scalars_of_best(scores: Scores, name: str) -> Iterator[tuple[str, float]]:
+    """For the HParams tab, which shows the last value of a curve, and that is the last checkpoint's."""
+    by_task, lost = scores.by_task(name), scores.forgotten(name)
+    if by_task:
+        yield "best/task_accuracy", mean_of([mean(items) for items in by_task.values()]).value
+    if lost is not None:
+        yield "best/forgetting", lost.rate
 
 
 def _conclude(

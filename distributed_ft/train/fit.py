@@ -74,7 +74,10 @@ def _record(run: Run, loss: float, lr: float, info: StepInfo, tokens: int, input
     samples = run.order.digest(step - 1)
     epoch = run.order.epoch(step)
     run.metrics.step(
-        StepRecord(step, epoch, loss, info.grad_norm, lr, tokens, input_tokens, samples, info.skipped, seconds, parts),
+        StepRecord(
+            *(step, epoch, loss, info.grad_norm, lr, tokens, input_tokens, samples, info.skipped, seconds, parts),
+            run.world.size,
+        ),
         memory,
     )
 

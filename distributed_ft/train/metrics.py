@@ -29,6 +29,7 @@ class StepRecord:
     skipped: bool
     seconds: float
     parts: dict[str, float]
+    world_size: int
 
 
 class Metrics:
@@ -71,6 +72,7 @@ class Metrics:
             "tokens": record.tokens,
             "samples": record.samples,
             "step_seconds": round(record.seconds, 6),
+            "world_size": record.world_size,  # a resumed run may have another one, and its cost depends on it
         }
         if record.skipped:
             line["skipped"] = True

@@ -18,6 +18,14 @@ class Tracker(Protocol):
     def close(self) -> None: ...
 
 
+_NOT_TRAINED_BY = ("name", "runs_dir", "checkpoint", "evaluation", "tracking")  # would crowd out what is
+
+
+def _is_word(value: Any) -> bool:
+    """Of what TensorBoard makes a list to choose from, where a number becomes a range."""
+    return isinstance(value, bool) or not isinstance(value, int | float)
+
+
 class TensorBoard:
     """Event files in the run directory. A resumed run hides what was logged after the step it resumes from."""
 
@@ -34,11 +42,15 @@ class TensorBoard:
         self.writer.add_text(tag, text, step)
 
     def settings(self, values: dict[str, Any]) -> None:
+        """For the HParams tab. Only this run's values: without a list of columns in any run, TensorBoard makes one over
+        all runs, those that differ first, and takes every scalar for a metric. (Of several lists it reads one.)"""
         from torch.utils.tensorboard.summary import hparams
 
-        plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in values.items()}
+        trained_by = {k: v for k, v in values.items() if k.split(".")[0] not in _NOT_TRAINED_BY}
+        plain = {k: str(v) if _is_word(v) else v for k, v in trained_by.items()}
+        _, began, ended = hparams(plain, {})
         file_writer = self.writer._get_file_writer()
-        for summary in hparams(plain, {"train/loss": 0.0, "validation/loss": 0.0}):
+        for summary in (began, ended):
             file_writer.add_summary(summary)
 
     def close(self) -> None:

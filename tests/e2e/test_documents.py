@@ -25,6 +25,9 @@ def test_the_commands_of_a_guide_work_in_an_empty_folder(page: str, tmp_path: Pa
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "every part of this run works" in done.stdout
+    assert "not a bit differs" in done.stdout
+    assert "2 of 2 runs are done" in done.stdout
+    assert "triage-lr3e-3" in done.stdout.split("process-hours")[-1]
     assert (tmp_path / "runs/triage/report.html").stat().st_size > 10_000
     model = tmp_path / "runs/triage" / "checkpoints" / (tmp_path / "runs/triage/LATEST").read_text().strip() / "model"
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in model.iterdir()}
