@@ -108,6 +108,11 @@ def resume_command(path: Path, num_processes: int) -> str:
     return f"dft train {shlex.quote(str(path))}" + (f" --nproc {num_processes}" if num_processes > 1 else "")
 
 
+def host_name() -> str:
+    """This node as the batch system calls it, else as it calls itself."""
+    return os.environ.get("SLURMD_NODENAME") or os.uname().nodename
+
+
 def step_name(step: int) -> str:
     """`step-00000500`."""
     return f"step-{step:08d}"
@@ -208,7 +213,7 @@ class RunDirectory:
                     raise
             file.truncate(0)
             job = f"job {os.environ['SLURM_JOB_ID']}, " if "SLURM_JOB_ID" in os.environ else ""
-            file.write(f"{job}process {os.getpid()} on {os.environ.get('SLURMD_NODENAME', os.uname().nodename)}\n")
+            file.write(f"{job}process {os.getpid()} on {host_name()}\n")
             file.flush()
             yield file
 

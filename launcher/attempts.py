@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Literal
 
 from distributed_ft.artifacts import RunDirectory, append_json_line, read_json, read_json_lines, write_json
-from distributed_ft.errors import EXIT_BAD_NODE, EXIT_DONE, EXIT_FAULT, EXIT_LOST, EXIT_STOPPED, EXIT_USER
+from distributed_ft.errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, EXIT_USER
 from distributed_ft.records import Record
+from launcher.watch import LOST
 
 LOST_IN_A_ROW = 3  # jobs that ended without a word before any new checkpoint, until a person has to look
 
@@ -147,7 +148,7 @@ def judge(
     again = until_done and not ending
     if EXIT_USER in codes:
         first = next(report for report in said.values() if report.code == EXIT_USER)
-        return Verdict("refused", EXIT_USER, first.message)
+        return Verdict("refused", EXIT_USER, first.message or first.cause)
     bad = {node: why for report in said.values() for node, why in report.bad_nodes.items()}
     if bad:
         names = tuple(sorted(bad))
@@ -158,12 +159,12 @@ def judge(
     if codes <= {EXIT_DONE, EXIT_STOPPED} and (EXIT_STOPPED in codes or asked != "none") and (not silent or not said):
         return Verdict("stopped", EXIT_STOPPED, _stop_message(said), again)
     failed = _first_to_fail([report for report in said.values() if report.code not in (EXIT_DONE, EXIT_STOPPED)])
-    if silent and (failed is None or failed.code == EXIT_LOST):
+    if silent and (failed is None or failed.cause == LOST):
         cause, step = f"no word from {', '.join(silent)}", failed.step if failed else None
         message = f"{', '.join(silent)} gave no word: the node is lost, or its processes were killed"
     else:
         assert failed is not None
-        cause, step, message = failed.cause, failed.step, failed.message
+        cause, step, message = failed.cause, failed.step, failed.message or failed.cause
     if again and _same_failure_before(events, cause, step):
         message = f"{message}; the same failure at the same step as the time before, so it is not started again"
         return Verdict("failed", EXIT_FAULT, message, step=step, cause=cause)
@@ -176,7 +177,7 @@ def _stop_message(said: Mapping[str, NodeReport]) -> str:
 
 def _first_to_fail(failed: Sequence[NodeReport]) -> NodeReport | None:
     """Ranks that lost their peers are consequences of another's failure, whatever the clocks say."""
-    return min(failed, key=lambda report: (report.code == EXIT_LOST, report.at), default=None)
+    return min(failed, key=lambda report: (report.cause == LOST, report.at), default=None)
 
 
 def _same_failure_before(events: Sequence[Event], cause: str, step: int | None) -> bool:

@@ -5,6 +5,7 @@ it requeued, at most once: this is the only place that does.
 """
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -41,7 +42,9 @@ def begin(run: RunDirectory) -> int:
         print(f"dft: {run.path}: not started again: {why}; look at {run.slurm}, then submit it anew", file=sys.stderr)
         attempts.record(run, _ended(job, Verdict("failed", EXIT_FAULT, why), "nothing"))
         return EXIT_FAULT
-    attempts.record(run, Event(event="begin", job=job.number, restart=job.restart, at=attempts.now(), nodes=job.nodes, step=step))
+    attempts.record(
+        run, Event(event="begin", job=job.number, restart=job.restart, at=attempts.now(), nodes=job.nodes, step=step)
+    )
     print(f"dft: job {job.number}, start {job.restart}: {run.path} goes on after step {step} on {', '.join(job.nodes)}")
     return EXIT_DONE
 
@@ -123,8 +126,6 @@ def _again(run: RunDirectory, job: Job, verdict: Verdict) -> str:
 
 
 def _setting(name: str, default: int) -> int:
-    import os
-
     return int(os.environ.get(name) or default)
 
 

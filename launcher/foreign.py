@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from distributed_ft import beats, roll
-from distributed_ft.artifacts import RunDirectory
+from distributed_ft.artifacts import RunDirectory, host_name
 from distributed_ft.errors import EXIT_FAULT
 from launcher.plan import LaunchPlan
 from launcher.processes import heeding, held_back, patience, start
@@ -47,9 +47,7 @@ def launched(plan: LaunchPlan, run: RunDirectory, again: str, lock: IO[str] | No
                 f"{process.argv[2]} ended with code {child.returncode}; {missing} of its {plan.num_ranks} processes did"
             )
             message = f"{what} not say how they ended; see {run.logs}; continue with: {again}"
-            return Ending(
-                EXIT_FAULT, message, host=os.uname().nodename, cause=f"launcher: exit code {child.returncode}"
-            )
+            return Ending(EXIT_FAULT, message, host=host_name(), cause=f"launcher: exit code {child.returncode}")
         return ending(ended, Path(heard), run, again, asked)
 
 

@@ -54,7 +54,7 @@ class Place:
 
     node: int
     num_nodes: int
-    num_ranks: int  # of all nodes
+    num_ranks: int | None  # of all nodes; None where the nodes of a job may differ
     host: str
     port: int
     id: str  # of the meeting: no other job or restart has it
@@ -86,11 +86,13 @@ def launcher_plan(run_dir: Path, start: Start, again: str, signed: Path, place: 
     the command that continues it, which they tell the user. With a `place`: this node's part of it."""
     module = {"torchrun": "torch.distributed.run", "accelerate": "accelerate.commands.launch"}[start.launcher]
     env = {
-        "DFT_WORLD_SIZE": str(place.num_ranks if place else start.num_processes),
         "DFT_AGAIN": again,
         roll.VARIABLE: str(signed),
         **_on_this_machine(start.num_processes),
     }
+    processes = place.num_ranks if place else start.num_processes
+    if processes is not None:
+        env["DFT_WORLD_SIZE"] = str(processes)
     if place is not None and place.num_nodes > 1:
         del env["GLOO_SOCKET_IFNAME"]  # loopback reaches no other node; cluster.yaml may name an interface
     options = _options(run_dir, start, place, ours=True)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distributed_ft import beats
-from distributed_ft.artifacts import RunDirectory
+from distributed_ft.artifacts import RunDirectory, host_name
 from distributed_ft.errors import EXIT_DONE, EXIT_FAULT, EXIT_LOST, EXIT_STOPPED, EXIT_USER
 
+LOST = "lost its peers"  # the cause of a failure that is another rank's
 VANISHED = -1000  # a rank that is gone and nobody knows how
 _REQUESTS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -64,7 +65,7 @@ def ending(ended: dict[int, int], heard: Path, run: RunDirectory, again: str, as
         return Ending(EXIT_DONE)
     rank, code = first
     last = beats.read(heard).get(rank)
-    step, host, note = last.step if last else None, os.uname().nodename, beats.notes(heard).get(rank, "")
+    step, host, note = last.step if last else None, host_name(), beats.notes(heard).get(rank, "")
     if code == EXIT_STOPPED or (asked and -code in _REQUESTS):
         said = ended.get(0) == EXIT_STOPPED or (code == EXIT_STOPPED and 0 not in ended)
         message = "" if said else f"stopped on request while it was starting; continue with: {again}"
@@ -78,7 +79,7 @@ def ending(ended: dict[int, int], heard: Path, run: RunDirectory, again: str, as
         )
     log = run.logs / f"rank-{rank}.log"
     if code == EXIT_LOST:
-        cause = "lost its peers"
+        cause = LOST
         message = f"{_named(rank, host)} {cause}{_after(step)}; see {log}; continue with: {again}"
         return Ending(EXIT_FAULT, message, rank, host, step, cause)
     told_by_all = ended.get(0) == code  # an error that all ranks share is rank 0's, who tells it

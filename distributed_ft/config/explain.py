@@ -163,9 +163,7 @@ def _choices(info: FieldInfo | None) -> list[Any]:
 # --- what is wrong -------------------------------------------------------------------------------------------------
 
 
-def _words(
-    details: ErrorDetails, key: Key, value: Any, document: Document, root: type[BaseModel]
-) -> tuple[Key, str]:
+def _words(details: ErrorDetails, key: Key, value: Any, document: Document, root: type[BaseModel]) -> tuple[Key, str]:
     context = details.get("ctx", {})
     match details["type"]:
         case "extra_forbidden":
