@@ -1,11 +1,12 @@
 """`python -m launcher.batch begin|end RUN`: what a batch script does before and after the training.
 
-`begin` refuses where another job trains the run, or where it was requeued too often. `end` says how the job ended and has
-it requeued, at most once: this is the only place that does.
+`begin` refuses where another job trains the run, or where it was requeued too often. `end` says how the job ended and
+has it requeued, at most once: this is the only place that does.
 """
 
 import argparse
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -51,6 +52,7 @@ def begin(run: RunDirectory) -> int:
 
 def end(run: RunDirectory, asked: str) -> int:
     """Judge what the nodes said, and requeue where the run is to go on."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a requeue ends this job's processes, and this one has more to do
     job, events = Job.of_environment(), attempts.history(run)
     said = attempts.reports(run, job)
     ending = _is_being_ended(job.number)
