@@ -234,8 +234,14 @@ def submit(target: "LoadedRun | Path", given: dict[str, Any], cluster: ClusterCo
     run = RunDirectory(run.path.absolute())
     options = Options.of(cluster, former_options(run), given)
     start = Start(options.num_ranks, options.launcher)
-    if not dry_run or slurm.here():
-        _refuse_impossible(run, options)
+    try:
+        offered = slurm.partitions()
+    except ConfigError as error:
+        if not dry_run:
+            raise
+        print(f"dft: warning: not compared with what the cluster has: {error}", file=sys.stderr)
+    else:
+        _refuse_impossible(run, options, offered)
     wanted = submission(run, options, cluster)
     local.check(config, run, start)
     check_disk(config, start)
@@ -255,8 +261,8 @@ def submit(target: "LoadedRun | Path", given: dict[str, Any], cluster: ClusterCo
     return 0
 
 
-def _refuse_impossible(run: RunDirectory, options: Options) -> None:
-    found = [*problems(options, slurm.partitions())]
+def _refuse_impossible(run: RunDirectory, options: Options, offered: Sequence[Partition]) -> None:
+    found = [*problems(options, offered)]
     if found:
         raise ConfigError("\n".join(found))
     job = read_json(run.slurm / "job.json")["job"] if (run.slurm / "job.json").exists() else None
