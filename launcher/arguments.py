@@ -48,6 +48,9 @@ def sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-eval", action="store_true", help="train only")
     parser.add_argument("--dry-run", action="store_true", help="check and list the combinations, start none")
     launcher(parser)
+    parser.add_argument("--submit", action="store_true", help="as a Slurm job array")
+    parser.add_argument("--at-once", type=positive, metavar="N", help="most jobs of the array at a time (all)")
+    slurm(parser)
 
 
 def compare(parser: argparse.ArgumentParser) -> None:
@@ -110,6 +113,7 @@ def submit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="a run.yaml, or the directory of a run to continue")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example optim.lr=1e-4")
     slurm(parser)
+    parser.add_argument("--launcher", choices=("torchrun", "accelerate"), help="what starts the processes of a node")
     until = parser.add_mutually_exclusive_group()
     until.add_argument("--until-done", action="store_true", default=None, help="requeue until the run is finished")
     until.add_argument("--once", dest="until_done", action="store_false", help="one job, whatever it reaches")
@@ -126,7 +130,6 @@ def slurm(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--time", metavar="H:MM:SS", help="limit of a job")
     for name in ("partition", "account", "qos"):
         parser.add_argument(f"--{name}")
-    parser.add_argument("--launcher", choices=("torchrun", "accelerate"), help="what starts the processes of a node")
     parser.add_argument("--cluster", type=Path, metavar="FILE", help="habits of the cluster (./cluster.yaml)")
 
 

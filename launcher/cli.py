@@ -190,8 +190,17 @@ def verify_resume(args: argparse.Namespace) -> int:
 
 
 def sweep(args: argparse.Namespace) -> int:
+    from launcher.sweep import plan
     from launcher.sweep import sweep as run_sweep
 
+    if args.submit:
+        from launcher import cluster
+        from launcher.submit_sweep import submit_sweep
+
+        given = {**vars(args), "launcher": None if args.launcher == "dft" else args.launcher}
+        habits, _ = cluster.load(args.cluster)
+        planned = plan(args.run, args.overrides)
+        return submit_sweep(*planned, given, habits, evaluate=not args.no_eval, dry_run=args.dry_run)
     return run_sweep(args.run, args.overrides, _start(args), evaluate=not args.no_eval, dry_run=args.dry_run)
 
 

@@ -159,7 +159,8 @@ def _log(run: RunDirectory, rank: int | None) -> Path:
             there = sorted(int(p.stem.removeprefix("rank-")) for p in run.logs.glob("rank-*.log"))
             raise ConfigError(f"--rank: {rank}: no such log in {run.logs}; there are: {', '.join(map(str, there))}")
         return path
-    written = [*run.slurm.glob("job-*.out")] or [*run.logs.glob("rank-0.log")]
+    of_sweep = run.path.parent.glob(f"*.sweep/job-{job_of(run)}.out")
+    written = [*run.slurm.glob("job-*.out"), *of_sweep] or [*run.logs.glob("rank-0.log")]
     if not written:
         raise ConfigError(f"{run.path}: has no logs yet")
     return max(written, key=lambda path: path.stat().st_mtime)

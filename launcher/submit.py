@@ -4,7 +4,7 @@ import re
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.resources import files
 from pathlib import Path
@@ -87,9 +87,14 @@ def submission(run: RunDirectory, options: Options, cluster: ClusterConfig) -> S
     name = f"dft-{run.name}"
     scripts = {"train.sbatch": script("train", name, run.slurm, shlex.quote(str(run.path)), options, cluster)}
     if options.with_eval:
-        single = replace(options, nodes=1, gpus_per_node=min(1, options.gpus_per_node), processes_per_node=1)
-        scripts["eval.sbatch"] = script("eval", f"{name}-eval", run.slurm, shlex.quote(str(run.path)), single, cluster)
+        small = replace(for_evaluation(options), array=None)
+        scripts["eval.sbatch"] = script("eval", f"{name}-eval", run.slurm, shlex.quote(str(run.path)), small, cluster)
     return Submission(run, options, scripts)
+
+
+def for_evaluation(options: Options) -> Options:
+    """One process, on one GPU where there are any."""
+    return replace(options, nodes=1, gpus_per_node=min(1, options.gpus_per_node), processes_per_node=1)
 
 
 def script(
@@ -126,7 +131,7 @@ def _header(kind: str, name: str, folder: Path, options: Options, cluster: Clust
         "partition": options.partition,
         "account": options.account,
         "qos": options.qos,
-        "array": options.array if kind == "train" else None,
+        "array": options.array,
     }
     for key, value in asked.items():
         if value is not None:
@@ -137,7 +142,8 @@ def _header(kind: str, name: str, folder: Path, options: Options, cluster: Clust
     yield f"#SBATCH --signal=B:USR1@{cluster.signal_seconds}"
     yield "#SBATCH --requeue" if options.until_done or kind == "eval" else "#SBATCH --no-requeue"
     yield "#SBATCH --open-mode=append"
-    output = str(folder / f"{'job' if kind == 'train' else 'eval'}-%j.out")
+    number = "%j" if options.array is None or options.array.endswith("%1") else "%A_%a"
+    output = str(folder / f"{'job' if kind == 'train' else 'eval'}-{number}.out")
     yield f'#SBATCH --output="{output}"' if " " in output else f"#SBATCH --output={output}"
 
 
@@ -204,7 +210,7 @@ def warnings(run: RunDirectory, config: RunConfig, cluster: ClusterConfig) -> It
             yield f"{what} is {path}: on most clusters each node has its own {'/'.join(path.split('/')[:2])}"
 
 
-def check_disk(config: RunConfig, start: Start) -> None:
+def check_disk(config: RunConfig) -> None:
     """Raises ConfigError when the checkpoints will not fit: a job would find that out in the night."""
     from distributed_ft.train import preflight
 
@@ -230,29 +236,17 @@ def submit(target: "LoadedRun | Path", given: dict[str, Any], cluster: ClusterCo
     Raises ConfigError, DataError, CheckpointError before anything is submitted.
     """
     config = load_resolved(RunDirectory(target).config) if isinstance(target, Path) else target.config
-    run = RunDirectory(target if isinstance(target, Path) else Path(config.runs_dir) / config.name)
-    run = RunDirectory(run.path.absolute())
+    run = RunDirectory((target if isinstance(target, Path) else Path(config.runs_dir) / config.name).absolute())
     options = Options.of(cluster, former_options(run), given)
-    start = Start(options.num_ranks, options.launcher)
-    try:
-        offered = slurm.partitions()
-    except ConfigError as error:
-        if not dry_run:
-            raise
-        print(f"dft: warning: not compared with what the cluster has: {error}", file=sys.stderr)
-    else:
-        _refuse_impossible(run, options, offered)
+    check(run, config, options, cluster, dry_run)
     wanted = submission(run, options, cluster)
-    local.check(config, run, start)
-    check_disk(config, start)
-    for warning in warnings(run, config, cluster):
-        print(f"dft: warning: {warning}", file=sys.stderr)
     if dry_run:
         for name, text in wanted.scripts.items():
             print(f"# {run.slurm / name}\n{text}")
         print("# submitted by:\n" + "\n".join(f"# {command}" for command in wanted.commands))
         return 0
-    _refuse_what_slurm_refuses(wanted)
+    refuse_what_slurm_refuses(wanted.scripts.values())
+    start = Start(options.num_ranks, options.launcher)
     if isinstance(target, Path):
         local.prepare_again(run.path, start)
     else:
@@ -261,21 +255,37 @@ def submit(target: "LoadedRun | Path", given: dict[str, Any], cluster: ClusterCo
     return 0
 
 
-def _refuse_impossible(run: RunDirectory, options: Options, offered: Sequence[Partition]) -> None:
-    found = [*problems(options, offered)]
+def check(run: RunDirectory, config: RunConfig, options: Options, cluster: ClusterConfig, dry_run: bool) -> None:
+    """All that can be known before it is submitted; without a cluster at hand a dry run goes without its word.
+
+    Raises ConfigError, DataError, CheckpointError."""
+    try:
+        found = [*problems(options, slurm.partitions()), *_in_the_queue(run)]
+    except ConfigError as error:
+        if not dry_run:
+            raise
+        found = []
+        print(f"dft: warning: not compared with what the cluster has: {error}", file=sys.stderr)
     if found:
         raise ConfigError("\n".join(found))
+    local.check(config, run, Start(options.num_ranks, options.launcher))
+    check_disk(config)
+    for warning in warnings(run, config, cluster):
+        print(f"dft: warning: {warning}", file=sys.stderr)
+
+
+def _in_the_queue(run: RunDirectory) -> Iterator[str]:
     job = read_json(run.slurm / "job.json")["job"] if (run.slurm / "job.json").exists() else None
     if job is not None and slurm.alive(job):
-        raise ConfigError(
+        yield (
             f"{run.path}: job {job} is {slurm.state(job).lower()} for it; wait for it (dft status {run.path}), or "
             f"dft cancel {run.path}"
         )
 
 
-def _refuse_what_slurm_refuses(wanted: Submission) -> None:
-    """Accounts, qualities of service and the like, which only Slurm knows."""
-    for text in wanted.scripts.values():
+def refuse_what_slurm_refuses(scripts: Iterable[str]) -> None:
+    """Accounts, qualities of service and the like, which only Slurm knows. Raises ConfigError."""
+    for text in scripts:
         with tempfile.NamedTemporaryFile("w", suffix=".sbatch") as file:
             file.write(text)
             file.flush()
@@ -284,20 +294,30 @@ def _refuse_what_slurm_refuses(wanted: Submission) -> None:
             raise ConfigError(f"Slurm would refuse it: {refused}")
 
 
+def write_scripts(wanted: Submission) -> None:
+    """Into the run directory, with the commands that submit them."""
+    for name, text in wanted.scripts.items():
+        write_atomic(wanted.run.slurm / name, text)
+    write_atomic(wanted.run.slurm / "command.txt", "\n".join(wanted.commands) + "\n")
+
+
+def record_submission(run: RunDirectory, job: str, options: Options, eval_job: str | None = None) -> None:
+    """For `dft status`, `logs` and `cancel`, and for the next `dft submit` of this run."""
+    attempts.record(run, Event(event="submit", job=job, at=attempts.now()))
+    sent = {"schema": 1, "job": job, "eval_job": eval_job, "submitted": attempts.now(), "options": asdict(options)}
+    write_json(run.slurm / "job.json", sent)
+
+
 def _send(wanted: Submission) -> None:
     run = wanted.run
-    for name, text in wanted.scripts.items():
-        write_atomic(run.slurm / name, text)
-    write_atomic(run.slurm / "command.txt", "\n".join(wanted.commands) + "\n")
+    write_scripts(wanted)
     job = slurm.submit(run.slurm / "train.sbatch")
-    attempts.record(run, Event(event="submit", job=job, at=attempts.now()))
-    sent = {"schema": 1, "job": job, "eval_job": None, "submitted": attempts.now(), "options": asdict(wanted.options)}
-    write_json(run.slurm / "job.json", sent)
+    record_submission(run, job, wanted.options)
     print(f"submitted {run.path} as job {job}: {_shape(wanted.options)}")
     if "eval.sbatch" in wanted.scripts:
         options = [f"--dependency=after:{job}", f"--export=ALL,TRAIN_JOB={job}"]
         evaluation = slurm.submit(run.slurm / "eval.sbatch", options)
-        write_json(run.slurm / "job.json", {**sent, "eval_job": evaluation})
+        write_json(run.slurm / "job.json", {**read_json(run.slurm / "job.json"), "eval_job": evaluation})
         print(f"its evaluation is job {evaluation}, beside it")
     print(f"watch it: dft status {run.path}, dft logs {run.path} -f; end it: dft cancel {run.path}")
 
