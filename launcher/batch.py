@@ -6,7 +6,6 @@ has it requeued, at most once. `late` does so before the end, where the time is 
 
 import argparse
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -38,6 +37,7 @@ def begin(run: RunDirectory) -> int:
         raise CheckpointError(f"{run.path}: not a run directory; `dft train run.yaml --prepare-only` makes one")
     job, events = Job.of_environment(), attempts.history(run)
     _refuse_second(run, job, events)
+    events = [*events, *_last_words(run, events)]
     step = newest_step(run)
     why = attempts.refusal(events, step, _setting("DFT_MAX_REQUEUES", 50))
     if why is not None:
@@ -53,7 +53,6 @@ def begin(run: RunDirectory) -> int:
 
 def end(run: RunDirectory, asked: str) -> int:
     """Judge what the nodes said, and requeue where the run is to go on."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a requeue ends this job's processes, and this one has more to do
     job, events = Job.of_environment(), attempts.history(run)
     verdict = attempts.judge(
         attempts.reports(run, job), job.nodes, asked, _is_being_ended(job.number), _until_done(), events
@@ -70,7 +69,6 @@ def end(run: RunDirectory, asked: str) -> int:
 def late(run: RunDirectory) -> int:
     """The batch script was told to end. If that is because its time is over, it will be killed in a few seconds, with a
     checkpoint half-written perhaps: the last moment to be requeued. (A job that was cancelled stays so.)"""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     job = Job.of_environment()
     if _until_done() and slurm.job(job.number).get("Reason") == "TimeLimit":
         verdict = Verdict("stopped", EXIT_STOPPED, "the time was over before the training had stopped", again=True)
@@ -82,6 +80,19 @@ def newest_step(run: RunDirectory) -> int:
     """Step of the checkpoint that LATEST names, which was whole when it was published; 0 before the first."""
     latest = run.pointer("LATEST")
     return latest.step if latest is not None else 0
+
+
+def _last_words(run: RunDirectory, events: list[Event]) -> list[Event]:
+    """The ending of the start before, where its batch script was killed before it could tell: its node was lost."""
+    before = next((event for event in reversed(events) if event.event in ("begin", "end")), None)
+    if before is None or before.event == "end":
+        return []
+    job = Job(before.job, before.restart, before.nodes)
+    verdict = attempts.judge(attempts.reports(run, job), job.nodes, "none", True, True, events)
+    print(f"dft: job {job.number}, start {job.restart}: {verdict.outcome}: {verdict.message}")
+    ended = _ended(job, verdict, "requeued by Slurm")
+    attempts.record(run, ended)
+    return [ended]
 
 
 def _ended(job: Job, verdict: Verdict, action: str) -> Event:
