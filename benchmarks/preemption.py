@@ -2,8 +2,8 @@
 
     SLURM_CONF=… python -m benchmarks.preemption
 
-submits one short training many times by `dft submit --until-done`, asks its job to stop (as Slurm does before the end of
-its time) at another moment each time, waits until it is finished, and writes `docs/results/preemption.md` and
+submits one short training many times by `dft submit --until-done`, asks its job to stop (as Slurm does before the end
+of its time) at another moment each time, waits until it is finished, and writes `docs/results/preemption.md` and
 `benchmarks/results/preemption.json`. On a cluster of one's own: give `--submit` what a job needs there.
 """
 
@@ -214,11 +214,11 @@ def write(found: Sequence[Interruption], shape: str) -> None:
         "# Interrupted at any moment",
         "",
         f"Written by `python -m benchmarks.preemption` on {about['date']}: {version}, {about['machine']}.",
-        f"`{about['job'].split(';')[0]}`; {about['job'].split('; ')[1]}, dropout 0.1, two nodes of two processes. The job",
-        "is asked to stop (SIGUSR1 to its batch script, as Slurm does before its time is over) at the moment named, is",
-        "requeued by itself, and goes on. A part of the seconds is Slurm's own: it holds a requeued job for about 6 s.",
+        f"`{about['job'].split(';')[0]}`; {about['job'].split('; ')[1]}, dropout 0.1.",
+        "The job is asked to stop (SIGUSR1 to its batch script, as Slurm does before its time is over) at the moment",
+        "named, is requeued by itself, and goes on. Slurm holds a requeued job for about 6 of the seconds.",
         "",
-        "| interrupted while | after step | steps redone | seconds until it trains again | requeues | weights equal the uninterrupted run's |",
+        "| interrupted while | after step | steps redone | seconds until it trains again | requeues | same weights |",
         "|---|---|---|---|---|---|",
         *(
             f"| {one.moment} | {one.step} | {one.redone} | {one.seconds:.1f} | {one.requeues} | "

@@ -8,6 +8,7 @@ Slurm counts and hands them out. Partitions: main; short (two minutes); low, whi
 """
 
 import os
+import pwd
 import re
 import shutil
 import signal
@@ -90,6 +91,12 @@ class Cluster:
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SBATCH_"))}
         return {**clean, "SLURM_CONF": str(self.config), "PATH": f"{clean['PATH']}:/usr/sbin:/sbin"}
 
+    @property
+    def running(self) -> bool:
+        """Whether any of its Slurm daemons is."""
+        names = {"slurmctld": "slurmctld", **{f"slurmd-{node}": f"-N {node}" for node in NODES}}
+        return any(self._pid(name, word) is not None for name, word in names.items())
+
     # --- up and down ---
 
     def up(self) -> None:
@@ -102,7 +109,7 @@ class Cluster:
         if not key.exists():
             key.write_bytes(os.urandom(1024))
             key.chmod(0o400)
-        if self._pid("slurmctld", "slurmctld") is None:
+        if not self.config.exists() or not self.running:  # daemons that live keep their ports
             self._configure()
         if self._pid("munged", str(self.state)) is None:
             self._start_munge()
@@ -177,13 +184,9 @@ class Cluster:
 
     def _configure(self) -> None:
         port = free_ports(1 + len(NODES))
-        values = {"state": self.state, "port": port, "first": port + 1, "last": port + len(NODES), "cpus": CPUS}
-        values |= {
-            "memory": MEMORY_MB,
-            "gpus": GPUS,
-            "nodes": f"node[1-{len(NODES)}]",
-            "user": os.environ.get("USER", "root"),
-        }
+        values: dict[str, object] = {"state": self.state, "user": pwd.getpwuid(os.getuid()).pw_name}
+        values |= {"port": port, "first": port + 1, "last": port + len(NODES), "nodes": f"node[1-{len(NODES)}]"}
+        values |= {"cpus": CPUS, "memory": MEMORY_MB, "gpus": GPUS}
         self.config.write_text(CONFIG.format(**values))
         for number in range(GPUS):
             device = self.state / "dev" / f"nvidia{number}"
