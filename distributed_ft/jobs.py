@@ -1,5 +1,6 @@
 """What Slurm still knows of a job; for whoever waits for one, and must not take a silent controller for its end."""
 
+import os
 import re
 import subprocess
 
@@ -24,10 +25,10 @@ def is_live(number: str) -> bool | None:
 
     Raises ConfigError where there is no Slurm.
     """
+    command = ["squeue", "-h", "-j", number, "-t", "all", "-o", "%T"]  # without `all`, some states are left out
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("SQUEUE_")}
     try:
-        done = subprocess.run(
-            ["squeue", "-h", "-j", number, "-o", "%T"], capture_output=True, text=True, timeout=_PATIENCE
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, env=environment)
     except FileNotFoundError:
         raise ConfigError(f"job {number}: there is no Slurm on this machine (no squeue)") from None
     except subprocess.TimeoutExpired:
