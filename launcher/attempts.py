@@ -110,12 +110,12 @@ def reports(run: RunDirectory, job: Job) -> dict[str, NodeReport]:
 
 def requeues(events: Sequence[Event]) -> int:
     """How often the run's job began again since it was submitted."""
-    return max(0, sum(event.event == "begin" for event in _since_submission(events)) - 1)
+    return max(0, sum(event.event == "begin" for event in since_submission(events)) - 1)
 
 
 def refusal(events: Sequence[Event], step: int, max_requeues: int) -> str | None:
     """Why a job that is about to begin shall not; `step` is the newest checkpoint's. Pure."""
-    begun = _since_submission(events)
+    begun = since_submission(events)
     if requeues(begun) >= max_requeues:
         return f"it was requeued {requeues(begun)} times, and {max_requeues} are allowed (max_requeues)"
     lost = 0
@@ -186,11 +186,11 @@ def _first_to_fail(failed: Sequence[NodeReport]) -> NodeReport | None:
 
 
 def _same_failure_before(events: Sequence[Event], cause: str, step: int | None) -> bool:
-    ended = [event for event in _since_submission(events) if event.event == "end"]
+    ended = [event for event in since_submission(events) if event.event == "end"]
     return bool(ended) and ended[-1].outcome == "failed" and (ended[-1].cause, ended[-1].step) == (cause, step)
 
 
-def _since_submission(events: Sequence[Event]) -> Sequence[Event]:
+def since_submission(events: Sequence[Event]) -> Sequence[Event]:
     """A person who submits anew has looked."""
     last = max((i for i, event in enumerate(events) if event.event == "submit"), default=-1)
     return events[last + 1 :]

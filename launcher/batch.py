@@ -54,12 +54,15 @@ def begin(run: RunDirectory) -> int:
 def end(run: RunDirectory, asked: str) -> int:
     """Judge what the nodes said, and requeue where the run is to go on."""
     job, events = Job.of_environment(), attempts.history(run)
-    verdict = attempts.judge(
-        attempts.reports(run, job), job.nodes, asked, _is_being_ended(job.number), _until_done(), events
-    )
+    ending = _is_being_ended(job.number)
+    verdict = attempts.judge(attempts.reports(run, job), job.nodes, asked, ending, _until_done(), events)
     if any((event.event, event.job, event.restart) == ("end", job.number, job.restart) for event in events):
         return verdict.code  # `late` has seen to it
-    action = _again(run, job, verdict) if verdict.again else "nothing"
+    action = (
+        "left to Slurm" if ending and verdict.outcome == "failed" else "nothing"
+    )  # a node that is lost is its affair
+    if verdict.again:
+        action = _again(run, job, verdict)
     attempts.record(run, _ended(job, verdict, action))
     print(f"dft: job {job.number}, start {job.restart}: {verdict.outcome}: {verdict.message}", end="")
     print("" if action == "nothing" else f"; {action}", flush=True)

@@ -36,7 +36,7 @@ def launched(plan: LaunchPlan, run: RunDirectory, again: str, lock: IO[str] | No
         with held_back():
             child = start(process, run, 0, lock, add={beats.VARIABLE: heard}, deaf=True)
         try:
-            ended = _wait(child, signed, asked)
+            ended = _wait(child, signed, plan.num_ranks, asked)
         finally:
             _kill(child, signed)
         for rank, code in roll.read(signed).ended.items():
@@ -51,7 +51,7 @@ def launched(plan: LaunchPlan, run: RunDirectory, again: str, lock: IO[str] | No
         return ending(ended, Path(heard), run, again, asked)
 
 
-def _wait(child: subprocess.Popen[bytes], signed: Path, asked: list[int]) -> dict[int, int]:
+def _wait(child: subprocess.Popen[bytes], signed: Path, num_ranks: int, asked: list[int]) -> dict[int, int]:
     """Until the launcher has ended; until those who are left have had their time, after a rank failed; or until
     somebody asked twice. Returns rank -> exit code, of those that ended so far, in that order."""
     told: set[int] = set()
@@ -68,7 +68,7 @@ def _wait(child: subprocess.Popen[bytes], signed: Path, asked: list[int]) -> dic
         signed_out = roll.read(signed).ended  # since `now`
         ended |= {rank: code for rank, code in gone.items() if rank not in signed_out and rank not in ended}
         first = culprit(ended)
-        if first is not None and first[1] < 0:
+        if first is not None and (first[1] < 0 or len(ended) == num_ranks):
             break  # before the launcher sees it, who would put a traceback in the place of our line
         if first is not None:
             deadline = min(deadline or float("inf"), time.monotonic() + patience(first[1]))
