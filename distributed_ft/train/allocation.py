@@ -163,7 +163,7 @@ def compare(place: Place, needed: int | None) -> Findings:
     if place.rank == 0:
         return _lead(place, store, begin)
     _follow(place, store)
-    store.wait(["judgement"], timedelta(seconds=place.patience + GRACE))
+    store.wait(["judgement"], timedelta(seconds=place.patience + SEEN_SECONDS + 2 * GRACE))
     findings = place.publish(Findings.of(json.loads(store.get("judgement"))))
     store.set(f"read/{place.rank}", "")
     return findings
@@ -180,8 +180,9 @@ def _lead(place: Place, store: "Store", begin: float) -> Findings:
         store.set("go", json.dumps(None))
     else:
         store.set("go", json.dumps({node: token for node, token in tokens.items() if not looks[node].directory}))
+        deadline = time.monotonic() + place.patience + SEEN_SECONDS + GRACE
         _follow(place, store)
-        measured, silent = _gather(store, "measured", place.names, time.monotonic() + place.patience + GRACE)
+        measured, silent = _gather(store, "measured", place.names, deadline)
         sees = {node: answer["sees"] for node, answer in measured.items()}
         links = [Link(**link) for answer in measured.values() for link in answer["links"]]
         figures = Figures(place.names, looks, silent, sees, links)

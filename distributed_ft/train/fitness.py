@@ -9,7 +9,7 @@ Three rules run through it:
 
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -217,21 +217,24 @@ def _judge_slow_links(figures: Figures, judgement: _Judgement) -> None:
     for node, reason in slow.items():
         judgement.blame(node, reason)
     median = statistics.median(speeds.values())
-    for ends, speed in speeds.items():
-        if speed < SLOW_LINK * median and not slow.keys() & set(ends):
-            judgement.warnings.append(
-                f"the link between {ends[0]} and {ends[1]} is slow: {_rate(speed)}, the median is {_rate(median)}"
-            )
+    slow_links = sorted(
+        (speed, ends) for ends, speed in speeds.items() if speed < SLOW_LINK * median and not slow.keys() & set(ends)
+    )
+    if slow_links:
+        speed, ends = slow_links[0]
+        judgement.warnings.append(
+            f"{len(slow_links)} of {len(speeds)} links are slow, most of all the one between {ends[0]} and {ends[1]}: "
+            f"{_rate(speed)}, the median is {_rate(median)}"
+        )
 
 
 def _judge_clocks(figures: Figures, judgement: _Judgement) -> None:
-    """A node's skew is the least by which its clock certainly differs from another's."""
+    """A node's skew is the least by which its clock differs from another's, for certain."""
     skews: dict[str, list[float]] = {}
-    for link in figures.links:
-        if link.bytes_per_second is not None:
-            certain = max(0.0, abs(link.ahead_seconds) - link.within_seconds)
-            for node in _ends(link):
-                skews.setdefault(node, []).append(certain)
+    measured = [link for link in figures.links if link.bytes_per_second is not None]
+    for link in measured:
+        for node in _ends(link):
+            skews.setdefault(node, []).append(_certain_skew(link))
     wrong = {
         node: f"its clock is {min(own):.0f} s from the other nodes' clocks"
         for node, own in skews.items()
@@ -240,14 +243,17 @@ def _judge_clocks(figures: Figures, judgement: _Judgement) -> None:
     if len(skews) > 2 and judgement.is_few(wrong):
         for node, reason in wrong.items():
             judgement.blame(node, reason)
-    judgement.warnings += [
-        f"the clocks of {link.first} and {link.second} differ by {abs(link.ahead_seconds):.1f} s"
-        for link in _skewed(figures.links)
-    ]
+            skews.pop(node)
+    worst = max((link for link in measured if skews.keys() >= set(_ends(link))), key=_certain_skew, default=None)
+    if worst is not None and _certain_skew(worst) > SKEW_TO_TELL_SECONDS:
+        judgement.warnings.append(
+            f"clocks differ by up to {abs(worst.ahead_seconds):.1f} s ({worst.first} and {worst.second}): times in the "
+            "logs do not tell what came first"
+        )
 
 
-def _skewed(links: Sequence[Link]) -> Iterator[Link]:
-    return (link for link in links if abs(link.ahead_seconds) - link.within_seconds > SKEW_TO_TELL_SECONDS)
+def _certain_skew(link: Link) -> float:
+    return max(0.0, abs(link.ahead_seconds) - link.within_seconds)
 
 
 def _ends(link: Link) -> tuple[str, str]:
