@@ -18,7 +18,7 @@ from typing import IO
 
 from distributed_ft import beats
 from distributed_ft.artifacts import RunDirectory
-from distributed_ft.errors import EXIT_LOST, EXIT_STOPPED, EXIT_USER
+from distributed_ft.errors import EXIT_LOST, EXIT_STOPPED, EXIT_USER, Stopped
 from distributed_ft.roll import end_with_parent, same_request_seconds
 from launcher.plan import LaunchPlan, Process
 from launcher.stall import Stall, Vigil
@@ -80,6 +80,21 @@ def heeding(act: Callable[[list[int]], None]) -> Iterator[list[int]]:
     former = {number: signal.signal(number, on_signal) for number in heard}
     try:
         yield asked
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def stoppable(message: str) -> Iterator[None]:
+    """Raise Stopped at a request to stop, as Ctrl-C interrupts: for work of this process that may be cut anywhere."""
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        raise Stopped(message)
+
+    former = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)

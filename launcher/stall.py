@@ -18,7 +18,7 @@ from distributed_ft.beats import Beat
 
 LOOK_SECONDS = 1.0  # between two looks at the beats
 ANSWER_SECONDS = 5.0  # for the ranks to say where they are; one that holds the interpreter's lock does not
-FRAMES = 8  # of a stack that is shown
+FRAMES = 6  # of a stack that are shown whosever they are
 _QUIET = ("loading", "saving")  # phases that take as long as they take, without a beat
 
 
@@ -101,9 +101,10 @@ def is_stopped(pid: int) -> bool:
 
 
 def main_thread(dump: str) -> list[str]:
-    """The innermost frames of a process's first thread, which faulthandler writes last."""
+    """The innermost frames of a process's first thread, which faulthandler writes last, and beyond them ours."""
     block = dump.rpartition("(most recent call first):\n")[2]
-    return [line for line in block.splitlines() if line.startswith("  File ")][:FRAMES]
+    frames = [line for line in block.splitlines() if line.startswith("  File ")]
+    return [frame for depth, frame in enumerate(frames) if depth < FRAMES or "/distributed_ft/" in frame]
 
 
 def _from(log: Path, begin: int) -> str:

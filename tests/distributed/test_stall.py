@@ -15,7 +15,7 @@ from distributed_ft.artifacts import RunDirectory
 from distributed_ft.beats import Pulse
 from distributed_ft.parallel.world import World, collectives_entered
 from distributed_ft.train.signals import StopRequest
-from launcher.stall import Stall, Vigil
+from launcher.stall import LOOK_SECONDS, Stall, Vigil
 
 
 def stands_still(world: World, folder: Path) -> None:
@@ -53,3 +53,13 @@ def test_the_rank_that_does_not_come_to_a_collective_is_told_from_those_that_wai
     assert "stands_still" in stall.stack.splitlines()[0]
     counts = beats.collectives(tmp_path)
     assert counts[0] == counts[2] == counts[1] + 1
+
+
+def test_a_rank_that_saves_is_given_the_time_that_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DFT_STALL_SECONDS", "0.5")
+    monkeypatch.setenv(beats.VARIABLE, str(tmp_path))
+    vigil = Vigil(tmp_path, RunDirectory(tmp_path))
+    Pulse(0).beat(3, "saving")
+    for _ in range(3):
+        time.sleep(LOOK_SECONDS)
+        assert vigil.look() is None

@@ -28,6 +28,7 @@ def test_a_killed_rank_is_named_with_its_last_step_and_ends_the_others(
         killed = time.monotonic()
         kill(training.ranks()[2], signal.SIGKILL)
         assert training.wait() == 1
+        print(f"{launcher}: {time.monotonic() - killed:.1f} s from the kill to the end of the command")
         assert time.monotonic() - killed < SECONDS
         assert gone(training.run)
         told = [line for line in training.stderr.splitlines() if line.startswith("dft: ")]
@@ -51,6 +52,7 @@ def test_a_stopped_rank_is_named_with_where_it_stood_and_all_are_ended(
         stopped = time.monotonic()
         kill(training.ranks()[1], signal.SIGSTOP)
         assert training.wait() == 1
+        print(f"{launcher}: {time.monotonic() - stopped:.1f} s from the stop to the end of the command")
         assert 5 < time.monotonic() - stopped < 5 + SECONDS
         assert gone(training.run)
         told = training.stderr[training.stderr.index("dft: ") :]
