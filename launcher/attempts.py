@@ -1,7 +1,7 @@
-"""What became of a run's jobs: a line when one begins and one when it ends, and what each node had to say. Pure but for
-reading and writing; who decides is `judge`.
+"""What became of a run's jobs: a line when one begins and one when it ends, and what each node had to say.
 
-`slurm/attempts.jsonl` is written by the batch script alone, `slurm/attempts/JOB.RESTART/node-NAME.json` by each node's agent.
+`slurm/attempts.jsonl` is written by the batch script alone, `slurm/attempts/JOB.RESTART/node-NAME.json` by each
+node's agent. What follows from it is decided by `refusal` and `judge`, which are pure.
 """
 
 import os
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
+
+from pydantic import Field
 
 from distributed_ft.artifacts import RunDirectory, append_json_line, read_json, read_json_lines, write_json
 from distributed_ft.errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, EXIT_USER
@@ -46,7 +48,7 @@ class NodeReport(Record):
     step: int | None = None
     cause: str = ""
     at: str = ""  # ISO 8601, UTC
-    bad_nodes: dict[str, str] = {}  # what the pre-flight found: node -> reason
+    bad_nodes: dict[str, str] = Field({})  # what the pre-flight found: node -> reason
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,10 @@ def judge(
 
 
 def _stop_message(said: Mapping[str, NodeReport]) -> str:
-    return next((report.message for report in said.values() if report.message), "stopped before it began")
+    steps = [report.step for report in said.values() if report.step is not None]
+    if steps:
+        return f"stopped on request after step {max(steps)}"
+    return next((report.message for report in said.values() if report.message), "stopped on request before it began")
 
 
 def _first_to_fail(failed: Sequence[NodeReport]) -> NodeReport | None:

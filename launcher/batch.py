@@ -1,7 +1,7 @@
-"""`python -m launcher.batch begin|end RUN`: what a batch script does before and after the training.
+"""`python -m launcher.batch begin|late|end RUN`: what a batch script does around the training.
 
-`begin` refuses where another job trains the run, or where it was requeued too often. `end` says how the job ended and has
-it requeued, at most once: this is the only place that does.
+`begin` refuses where another job trains the run, or where it was requeued too often. `end` says how the job ended and
+has it requeued, at most once. `late` does so before the end, where the time is over and the job is about to be killed.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from distributed_ft.artifacts import RunDirectory, read_json, write_json
-from distributed_ft.errors import EXIT_DONE, EXIT_FAULT, CheckpointError
+from distributed_ft.errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, CheckpointError
 from launcher import attempts, slurm
 from launcher.attempts import Event, Job, Verdict
 from launcher.cli import guarded
@@ -22,12 +22,13 @@ LINGER_SECONDS = 60.0  # that processes of this job's former start may need to b
 def main(arguments: list[str] | None = None) -> int:
     """Exit code of `begin`: 0 go on. Of `end`: the job's."""
     parser = argparse.ArgumentParser(prog="python -m launcher.batch", description=__doc__)
-    parser.add_argument("what", choices=("begin", "end"))
+    parser.add_argument("what", choices=("begin", "late", "end"))
     parser.add_argument("run", type=Path)
     parser.add_argument("--asked", default="none", help="the request to stop that came: USR1, TERM or none")
     options = parser.parse_args(arguments)
     run = RunDirectory(options.run)
-    return guarded(lambda: begin(run) if options.what == "begin" else end(run, options.asked))
+    what = {"begin": lambda: begin(run), "late": lambda: late(run), "end": lambda: end(run, options.asked)}
+    return guarded(what[options.what])
 
 
 def begin(run: RunDirectory) -> int:
@@ -36,6 +37,7 @@ def begin(run: RunDirectory) -> int:
         raise CheckpointError(f"{run.path}: not a run directory; `dft train run.yaml --prepare-only` makes one")
     job, events = Job.of_environment(), attempts.history(run)
     _refuse_second(run, job, events)
+    events = [*events, *_last_words(run, events)]
     step = newest_step(run)
     why = attempts.refusal(events, step, _setting("DFT_MAX_REQUEUES", 50))
     if why is not None:
@@ -52,9 +54,11 @@ def begin(run: RunDirectory) -> int:
 def end(run: RunDirectory, asked: str) -> int:
     """Judge what the nodes said, and requeue where the run is to go on."""
     job, events = Job.of_environment(), attempts.history(run)
-    said = attempts.reports(run, job)
-    ending = _is_being_ended(job.number)
-    verdict = attempts.judge(said, job.nodes, asked, ending, _setting("DFT_UNTIL_DONE", 1) > 0, events)
+    verdict = attempts.judge(
+        attempts.reports(run, job), job.nodes, asked, _is_being_ended(job.number), _until_done(), events
+    )
+    if any((event.event, event.job, event.restart) == ("end", job.number, job.restart) for event in events):
+        return verdict.code  # `late` has seen to it
     action = _again(run, job, verdict) if verdict.again else "nothing"
     attempts.record(run, _ended(job, verdict, action))
     print(f"dft: job {job.number}, start {job.restart}: {verdict.outcome}: {verdict.message}", end="")
@@ -62,10 +66,33 @@ def end(run: RunDirectory, asked: str) -> int:
     return verdict.code
 
 
+def late(run: RunDirectory) -> int:
+    """The batch script was told to end. If that is because its time is over, it will be killed in a few seconds, with a
+    checkpoint half-written perhaps: the last moment to be requeued. (A job that was cancelled stays so.)"""
+    job = Job.of_environment()
+    if _until_done() and slurm.job(job.number).get("Reason") == "TimeLimit":
+        verdict = Verdict("stopped", EXIT_STOPPED, "the time was over before the training had stopped", again=True)
+        attempts.record(run, _ended(job, verdict, _again(run, job, verdict)))
+    return EXIT_DONE
+
+
 def newest_step(run: RunDirectory) -> int:
     """Step of the checkpoint that LATEST names, which was whole when it was published; 0 before the first."""
     latest = run.pointer("LATEST")
     return latest.step if latest is not None else 0
+
+
+def _last_words(run: RunDirectory, events: list[Event]) -> list[Event]:
+    """The ending of the start before, where its batch script was killed before it could tell: its node was lost."""
+    before = next((event for event in reversed(events) if event.event in ("begin", "end")), None)
+    if before is None or before.event == "end":
+        return []
+    job = Job(before.job, before.restart, before.nodes)
+    verdict = attempts.judge(attempts.reports(run, job), job.nodes, "none", True, True, events)
+    print(f"dft: job {job.number}, start {job.restart}: {verdict.outcome}: {verdict.message}")
+    ended = _ended(job, verdict, "requeued by Slurm")
+    attempts.record(run, ended)
+    return [ended]
 
 
 def _ended(job: Job, verdict: Verdict, action: str) -> Event:
@@ -103,8 +130,9 @@ def _refuse_second(run: RunDirectory, job: Job, events: list[Event]) -> None:
 
 
 def _is_being_ended(number: str) -> bool:
-    """Whether Slurm ends this job: it was cancelled. (A job whose time is over would be put into the queue again.)"""
-    return slurm.job(number).get("JobState", "RUNNING") != "RUNNING"
+    """Whether Slurm ends this job because it was cancelled; requeueing would bring it back."""
+    known = slurm.job(number)
+    return known.get("JobState", "RUNNING") != "RUNNING" and known.get("Reason") != "TimeLimit"
 
 
 def _again(run: RunDirectory, job: Job, verdict: Verdict) -> str:
@@ -123,6 +151,10 @@ def _again(run: RunDirectory, job: Job, verdict: Verdict) -> str:
     if submitted.exists():
         write_json(submitted, {**read_json(submitted), "job": number})
     return f"submitted anew as job {number}" + (f" without {', '.join(verdict.exclude)}" if verdict.exclude else "")
+
+
+def _until_done() -> bool:
+    return _setting("DFT_UNTIL_DONE", 1) > 0
 
 
 def _setting(name: str, default: int) -> int:

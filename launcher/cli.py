@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from distributed_ft.errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, EXIT_USER, ConfigError, FtError, Stopped
 from distributed_ft.errors import disk_problem as _disk_problem
+from launcher import arguments
 
 if TYPE_CHECKING:
     from distributed_ft.config.load import LoadedRun
@@ -171,12 +172,14 @@ def train(args: argparse.Namespace) -> int:
     from launcher import local
 
     start = _start(args)
+    if not args.run.is_dir() and args.prepare_only:
+        loaded = _load(args)
+        run = local.prepare(loaded, start)
+        print(f"prepared {run.path}; start it with:\n  {local.by_hand(run, loaded.config, start)}")
+        return EXIT_DONE
     if not args.run.is_dir():
-        return local.train(_load(args), start, args.prepare_only)
-    if args.overrides:
-        raise ConfigError(
-            f"{args.overrides[0]}: a run directory keeps the config it began with; give a run.yaml and another name"
-        )
+        return local.train(_load(args), start)
+    _no_overrides(args)
     return local.resume(_run_directory(args.run), start)
 
 
@@ -187,8 +190,17 @@ def verify_resume(args: argparse.Namespace) -> int:
 
 
 def sweep(args: argparse.Namespace) -> int:
+    from launcher.sweep import plan
     from launcher.sweep import sweep as run_sweep
 
+    if args.submit:
+        from launcher import cluster
+        from launcher.submit_sweep import submit_sweep
+
+        given = {**vars(args), "launcher": None if args.launcher == "dft" else args.launcher}
+        habits, _ = cluster.load(args.cluster)
+        planned = plan(args.run, args.overrides)
+        return submit_sweep(*planned, given, habits, evaluate=not args.no_eval, dry_run=args.dry_run)
     return run_sweep(args.run, args.overrides, _start(args), evaluate=not args.no_eval, dry_run=args.dry_run)
 
 
@@ -233,7 +245,11 @@ def evaluate(args: argparse.Namespace) -> int:
 
     if not re.fullmatch(r"all|latest|\d+(,\d+)*", args.checkpoints):
         raise ConfigError(f"--checkpoints: {args.checkpoints!r} is none of all, latest, or steps such as 500,1000")
-    return local.evaluate(_run_directory(args.run), args.checkpoints, args.overrides)
+    if (args.watch and args.checkpoints != "all") or (args.train_job is not None and not args.watch):
+        raise ConfigError("--watch: scores every checkpoint, so it goes without --checkpoints; --train-job needs it")
+    may_come = args.train_job is not None and not (args.run / "config.json").exists()
+    run = args.run if may_come else _run_directory(args.run)
+    return local.evaluate(run, args.checkpoints, args.overrides, args.watch, args.train_job)
 
 
 def report(args: argparse.Namespace) -> int:
@@ -251,6 +267,55 @@ def chat(args: argparse.Namespace) -> int:
 
     talk(run, args.checkpoint)
     return EXIT_DONE
+
+
+def submit(args: argparse.Namespace) -> int:
+    from launcher import cluster
+    from launcher.submit import submit as run_submit
+
+    habits, _ = cluster.load(args.cluster)
+    if not args.run.is_dir():
+        return run_submit(_load(args), vars(args), habits, args.dry_run)
+    _no_overrides(args)
+    return run_submit(_run_directory(args.run), vars(args), habits, args.dry_run)
+
+
+def status(args: argparse.Namespace) -> int:
+    from distributed_ft.artifacts import RunDirectory
+    from launcher import status as state
+
+    if args.run is None or (args.run.is_dir() and not _is_run_directory(args.run)):
+        print(state.overview(args.run or _runs_here()))
+    else:
+        print(state.status(RunDirectory(_run_directory(args.run))))
+    return EXIT_DONE
+
+
+def logs(args: argparse.Namespace) -> int:
+    from distributed_ft.artifacts import RunDirectory
+    from launcher import status as state
+
+    return state.logs(RunDirectory(_run_directory(args.run)), args.rank, args.follow)
+
+
+def cancel(args: argparse.Namespace) -> int:
+    from distributed_ft.artifacts import RunDirectory
+    from launcher import status as state
+
+    return state.cancel(RunDirectory(_run_directory(args.run)))
+
+
+def _no_overrides(args: argparse.Namespace) -> None:
+    if args.overrides:
+        raise ConfigError(
+            f"{args.overrides[0]}: a run directory keeps the config it began with; give a run.yaml and another name"
+        )
+
+
+def _runs_here() -> Path:
+    if not Path("runs").is_dir():
+        raise ConfigError("there is no directory runs here; give a run directory, or the directory that holds runs")
+    return Path("runs")
 
 
 def _load(args: argparse.Namespace) -> "LoadedRun":
@@ -274,124 +339,25 @@ def _is_run_directory(path: Path) -> bool:
     return all((path / name).is_file() for name in ("run.yaml", "config.json"))  # a model has a config.json too
 
 
-# --- arguments -----------------------------------------------------------------------------------------------------
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
-    return int(text)
-
-
-def _nproc(parser: argparse.ArgumentParser, default: int = 1) -> None:
-    parser.add_argument("--nproc", type=_positive, default=default, metavar="N", help=f"local processes ({default})")
-
-
-def _run_yaml(parser: argparse.ArgumentParser, what: str = "a run.yaml") -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help=what)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example optim.lr=1e-4")
-    _nproc(parser)
-
-
-def _check_arguments(parser: argparse.ArgumentParser) -> None:
-    _run_yaml(parser)
-    parser.add_argument("--config-only", action="store_true", help="without looking at model and data")
-
-
-def _train_arguments(parser: argparse.ArgumentParser) -> None:
-    _run_yaml(parser, "a run.yaml, or the directory of a run to continue")
-    parser.add_argument("--resume", action="store_true", help="continue where the run stands (the default)")
-    parser.add_argument("--prepare-only", action="store_true", help="make the run directory, and say how to start it")
-    _launcher_arguments(parser)
-
-
-def _verify_resume_arguments(parser: argparse.ArgumentParser) -> None:
-    _run_yaml(parser)
-    parser.add_argument("--steps", type=_steps, default=8, metavar="S", help="steps to train (8)")
-    parser.add_argument("--resume-nproc", type=_positive, metavar="M", help="resume on M processes (as many as before)")
-    _launcher_arguments(parser)
-
-
-def _sweep_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run.yaml")
-    parser.add_argument(
-        "overrides", nargs="+", metavar="key=a,b", help="for example method.rank=4,16; of lists key=[a,b],[c]"
-    )
-    _nproc(parser)
-    parser.add_argument("--no-eval", action="store_true", help="train only")
-    parser.add_argument("--dry-run", action="store_true", help="check and list the combinations, start none")
-    _launcher_arguments(parser)
-
-
-def _compare_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories, or a NAME.sweep.json")
-    parser.add_argument("--json", action="store_true", help="for programs")
-
-
-def _steps(text: str) -> int:
-    if _positive(text) < 4:
-        raise argparse.ArgumentTypeError("4 steps are the least: some before the kill, some after")
-    return int(text)
-
-
-def _launcher_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--launcher", choices=("dft", "torchrun", "accelerate"), default="dft", help="what starts the processes (dft)"
-    )
-    parser.add_argument(
-        "--accelerate-config",
-        type=Path,
-        metavar="FILE",
-        help="of accelerate; default: one that says what run.yaml says",
-    )
-
-
-def _matrix_arguments(parser: argparse.ArgumentParser) -> None:
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument("--json", action="store_true", help="for programs")
-    how.add_argument("--verify", action="store_true", help="train every cell here, and compare with one process")
-
-
-def _demo_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--no-replay", action="store_true", help="without general data: shows catastrophic forgetting")
-    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="where runs go (runs)")
-    _nproc(parser, default=2)
-
-
-def _schema_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write it there instead of printing it")
-
-
-def _run_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory, for example runs/demo")
-
-
-def _eval_arguments(parser: argparse.ArgumentParser) -> None:
-    _run_argument(parser)
-    parser.add_argument(
-        "overrides", nargs="*", metavar="evaluation.key=value", help="for example evaluation.few_shot=2; kept in RUN"
-    )
-    parser.add_argument("--checkpoints", default="all", metavar="WHICH", help="all, latest, or steps: 500,1000 (all)")
-
-
-def _chat_arguments(parser: argparse.ArgumentParser) -> None:
-    _run_argument(parser)
-    parser.add_argument("--checkpoint", default="best", metavar="WHICH", help="best, latest, base or a step (best)")
-
-
 VERBS = {
-    "demo": Verb(demo, _demo_arguments, "train, evaluate and report on the embedded model and data"),
-    "check": Verb(check, _check_arguments, "say what a run.yaml would do, and what is wrong with it"),
-    "schema": Verb(schema, _schema_arguments, "JSON Schema of run.yaml, for editors"),
-    "smoke": Verb(smoke, _run_yaml, "try a run.yaml on a little of its data: steps, save, resume, evaluation"),
-    "matrix": Verb(matrix, _matrix_arguments, "say which methods, strategies, dtypes and devices work together"),
-    "train": Verb(train, _train_arguments, "train a run.yaml, or continue a run"),
+    "demo": Verb(demo, arguments.demo, "train, evaluate and report on the embedded model and data"),
+    "check": Verb(check, arguments.check, "say what a run.yaml would do, and what is wrong with it"),
+    "schema": Verb(schema, arguments.schema, "JSON Schema of run.yaml, for editors"),
+    "smoke": Verb(smoke, arguments.run_yaml, "try a run.yaml on a little of its data: steps, save, resume, evaluation"),
+    "matrix": Verb(matrix, arguments.matrix, "say which methods, strategies, dtypes and devices work together"),
+    "train": Verb(train, arguments.train, "train a run.yaml, or continue a run"),
     "verify-resume": Verb(
-        verify_resume, _verify_resume_arguments, "prove on a run.yaml that a killed and resumed run is the same run"
+        verify_resume,
+        arguments.verify_resume,
+        "prove on a run.yaml that a killed and resumed run is the same run",
     ),
-    "sweep": Verb(sweep, _sweep_arguments, "train and evaluate every combination of some settings"),
-    "compare": Verb(compare, _compare_arguments, "several runs side by side: settings, scores, forgetting, cost"),
-    "eval": Verb(evaluate, _eval_arguments, "score every checkpoint of a run, beside base and few-shot"),
-    "report": Verb(report, _run_argument, "write report.html, .md and .json, and print the verdict"),
-    "chat": Verb(chat, _chat_arguments, "talk to the tuned model"),
+    "sweep": Verb(sweep, arguments.sweep, "train and evaluate every combination of some settings"),
+    "compare": Verb(compare, arguments.compare, "several runs side by side: settings, scores, forgetting, cost"),
+    "eval": Verb(evaluate, arguments.eval, "score every checkpoint of a run, beside base and few-shot"),
+    "submit": Verb(submit, arguments.submit, "train a run.yaml, or continue a run, as a Slurm job"),
+    "status": Verb(status, arguments.status, "say where runs are: step, loss, time left, checkpoint, job"),
+    "logs": Verb(logs, arguments.logs, "print what a run's job, or one of its ranks, has said"),
+    "cancel": Verb(cancel, arguments.run_directory, "end a run's jobs; it can go on later"),
+    "report": Verb(report, arguments.run_directory, "write report.html, .md and .json, and print the verdict"),
+    "chat": Verb(chat, arguments.chat, "talk to the tuned model"),
 }

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from distributed_ft.data.store import PreparedData
 
 
-def train(loaded: LoadedRun, start: Start, prepare_only: bool = False) -> int:
+def train(loaded: LoadedRun, start: Start) -> int:
     """Train a run.yaml: start it, or go on where its run directory stands. Returns the exit code.
 
     Raises:
@@ -34,15 +34,41 @@ def train(loaded: LoadedRun, start: Start, prepare_only: bool = False) -> int:
     run = RunDirectory(Path(config.runs_dir) / config.name)
     fresh = not run.path.exists()
     _refuse_other_config(run, config)
-    data = _check(run, config, start, here=not prepare_only)
+    data = _check(run, config, start)
     with _made(run, config, loaded.text, data) as lock:
-        if prepare_only:
-            print(f"prepared {run.path}; start it with:\n  {_by_hand(run, config, start)}")
-            return 0
         code = _launch_training(run, config, start, lock)
         if fresh and code == EXIT_USER and not (run.metrics.exists() or run.checkpoints.exists()):
             shutil.rmtree(run.path, ignore_errors=True)  # refused by the ranks, so nothing began
         return code
+
+
+def check(config: RunConfig, run: RunDirectory, start: Start) -> None:
+    """What `prepare` checks, writing nothing into the run directory. Raises as `train` does."""
+    _refuse_other_config(run, config)
+    _check(run, config, start, here=False)
+
+
+def prepare(loaded: LoadedRun, start: Start) -> RunDirectory:
+    """All of `train` but the start, for ranks that may run elsewhere: the run directory. Raises as `train` does."""
+    config = loaded.config
+    run = RunDirectory(Path(config.runs_dir) / config.name)
+    _refuse_other_config(run, config)
+    with _made(run, config, loaded.text, _check(run, config, start, here=False)):
+        _write_accelerate_file(run, config, start)
+    return run
+
+
+def prepare_again(path: Path, start: Start) -> RunDirectory:
+    """The same for a run that exists."""
+    from distributed_ft.train import preflight
+
+    run = RunDirectory(path)
+    config = load_resolved(run.config)
+    data = _check(run, config, start, here=False)
+    with run.lock():
+        preflight.record_data(run, data)
+        _write_accelerate_file(run, config, start)
+    return run
 
 
 def resume(path: Path, start: Start) -> int:
@@ -57,19 +83,26 @@ def resume(path: Path, start: Start) -> int:
         return _launch_training(run, config, start, lock)
 
 
-def evaluate(path: Path, checkpoints: str = "all", overrides: Sequence[str] = ()) -> int:
+def evaluate(
+    path: Path, checkpoints: str = "all", overrides: Sequence[str] = (), watch: bool = False, job: str | None = None
+) -> int:
     """Score the base, the base with examples, and the checkpoints of a run, in a process of its own.
 
-    Overrides of `evaluation.…` stay in the run directory, so that `dft report` judges by the same settings.
+    Overrides of `evaluation.…` stay in the run directory, so that `dft report` judges by the same settings. `watch`:
+    each checkpoint as it comes, until the run is finished; with the Slurm job that trains, the directory may be made
+    later.
     """
     run = RunDirectory(path)
-    if not run.config.exists():
+    if not run.config.exists() and (job is None or overrides):
         raise CheckpointError(f"{path}: not a run directory (no config.json)")
     if overrides:
         write_atomic(run.config, resolved_json(with_evaluation(run.config, overrides)))
-    arguments = (str(path), "--checkpoints", checkpoints)
+    following = ("--watch", *(("--train-job", job) if job is not None else ()))
+    arguments = (str(path), *(following if watch else ("--checkpoints", checkpoints)))
     process = Process((sys.executable, "-m", "distributed_ft.evaluation", *arguments), {})
-    return run_plan(LaunchPlan((process,), num_ranks=1), run, f"dft eval {path}")
+    return run_plan(
+        LaunchPlan((process,), num_ranks=1), run, shlex.join(["dft", "eval", str(path), *(following if watch else ())])
+    )
 
 
 def total_steps(config: RunConfig, start: Start) -> int:
@@ -160,14 +193,13 @@ def _launch_training(run: RunDirectory, config: RunConfig, start: Start, lock: I
         return run_launcher(plans.launcher_plan(run.path, start, again, Path(folder) / "roll"), run, again, lock)
 
 
-def _by_hand(run: RunDirectory, config: RunConfig, start: Start) -> str:
+def by_hand(run: RunDirectory, config: RunConfig, start: Start) -> str:
     """The command that starts a prepared run under a launcher of the user's."""
     if isinstance(config.strategy, LauncherStrategy) and start.accelerate_file is None:
         return f"accelerate launch --config_file FILE -m distributed_ft.train {shlex.quote(str(run.path))}"
-    _write_accelerate_file(run, config, start)
     return plans.launcher_command(run.path, start)
 
 
 def _write_accelerate_file(run: RunDirectory, config: RunConfig, start: Start) -> None:
-    if start.launcher == "accelerate" and start.accelerate_file is None:
+    if start.launcher == "accelerate" and start.accelerate_file is None and config.strategy.type != "launcher":
         write_json(plans.accelerate_file(run.path), plans.accelerate_config(config, start.num_processes))

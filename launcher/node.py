@@ -1,7 +1,7 @@
 """`python -m launcher.node RUN`: the agent that `srun` starts once on each node of a job.
 
-It looks at the node, starts torchrun (or accelerate) there, passes requests to stop on to the ranks alone, and leaves word
-of how they ended (`launcher.attempts`). It ends with 1 only after a fault, on which `srun` ends the other nodes.
+It looks at the node, starts torchrun (or accelerate) there, passes requests to stop on to the ranks alone, and leaves
+word of how they ended (`launcher.attempts`). It ends with 1 only after a fault, on which `srun` ends the other nodes.
 """
 
 import os

@@ -136,5 +136,8 @@ def _ask(*command: str) -> "subprocess.CompletedProcess[str]":
 
 
 def _said(done: "subprocess.CompletedProcess[str]") -> str:
-    lines = [line for line in f"{done.stderr}\n{done.stdout}".splitlines() if line.strip()]
-    return " ".join(line.split("error: ", 1)[-1].strip() for line in lines) or f"exit code {done.returncode}"
+    """What a command said, in one line; of a chain of causes the last, which names the matter."""
+    lines = [line.strip() for line in f"{done.stdout}\n{done.stderr}".splitlines() if line.strip()]
+    fatal = [line for line in lines if "fatal: " in line]
+    said = " ".join(re.sub(r"^\w+: (error|fatal): ", "", line) for line in (fatal[-1:] or lines))
+    return said or f"exit code {done.returncode}"

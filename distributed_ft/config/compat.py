@@ -179,7 +179,8 @@ def world_problems(config: RunConfig, world_size: int, fresh: bool = True) -> li
     problems = strategy_problems(config, world_size)
     whole, micro = config.optim.global_batch_size, config.optim.micro_batch_size
     unit = micro * world_size
-    if fresh and whole % unit:
+    one_short_pass = whole % world_size == 0 and whole // world_size < micro
+    if fresh and whole % unit and not one_short_pass:
         near = [n for n in (whole // unit * unit, whole // unit * unit + unit) if n]
         problems.append(
             f"optim.global_batch_size: {whole} is not a multiple of micro_batch_size {micro} × {world_size} processes; "

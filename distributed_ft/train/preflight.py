@@ -211,6 +211,13 @@ def checkpoint_bytes(config: RunConfig, trainable: int) -> int:
     return trainable * (saved + 4 + moments)
 
 
+def disk_for_checkpoints(config: RunConfig) -> tuple[int, int]:
+    """Bytes that the run's checkpoints take at most (the kept ones, the best, one being written), and bytes free."""
+    trainable, _ = num_parameters(_adapted_shapes(config))
+    needed = checkpoint_bytes(config, trainable) * (config.checkpoint.keep + 2)
+    return needed, shutil.disk_usage(_existing(Path(config.runs_dir))).free
+
+
 def _adapted_shapes(config: RunConfig) -> nn.Module:
     with torch.device("meta"):
         return methods.apply(build_empty(config.model), config.method)
@@ -236,9 +243,7 @@ def _warnings(config: RunConfig, order: Order, data: PreparedData) -> list[str]:
         warnings.append("evaluation.tasks is empty: nothing will say whether the task was learned")
     if data.validation is None:
         warnings.append("data.validation is not set: there will be no validation loss")
-    free = shutil.disk_usage(_existing(Path(config.runs_dir))).free
-    trainable, _ = num_parameters(_adapted_shapes(config))
-    needed = checkpoint_bytes(config, trainable) * (config.checkpoint.keep + 2)
+    needed, free = disk_for_checkpoints(config)
     if needed > free:
         warnings.append(f"checkpoints may need {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free")
     return warnings

@@ -62,6 +62,7 @@ def test_what_needs_a_gpu_is_refused_on_a_cpu_with_its_reason() -> None:
 
 WORLDS: list[tuple[dict[str, Any], int, list[str]]] = [
     ({"type": "ddp"}, 4, []),
+    ({"type": "ddp"}, 8, []),  # each takes a smaller pass: 16 = 8 × 2, micro_batch_size is 4
     ({"type": "fsdp"}, 2, []),
     ({"type": "fsdp", "dp_shard": 2, "dp_replicate": 2}, 4, []),
     (
