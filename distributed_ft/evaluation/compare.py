@@ -200,7 +200,8 @@ def _table(comparison: Comparison, group: Sequence[Entry]) -> str:
     head = ["", "run", *labels, "checkpoint", "score", "minus the best", "forgotten", "steps", "tokens"]
     rows = [[*head, f"{unit}-hours", f"gain per {unit}-hour"]]
     for entry in group:
-        rows.append(["*" if entry.pareto else "", comparison.label(entry), *(_value(entry.settings[key]) for key in keys)])
+        rows.append(["*" if entry.pareto else "", comparison.label(entry)])
+        rows[-1] += [_value(entry.settings[key]) for key in keys]
         rows[-1] += [*_judgement(entry), f"{entry.cost.steps:,}", f"{entry.cost.tokens:,}"]
         rows[-1].append("not recorded" if entry.cost.hours is None else f"{entry.cost.hours:.3g}")
         rows[-1].append("" if entry.gain_per_hour is None else f"{entry.gain_per_hour:.3g}")

@@ -1,4 +1,4 @@
-"""`dft sweep`: nothing starts unless all can, a run that fails does not stop the others, and what is done stays done."""
+"""`dft sweep`: nothing starts unless all can, a run that fails stops no other, and what is done stays done."""
 
 import subprocess
 import sys
