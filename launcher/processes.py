@@ -37,7 +37,8 @@ def run_plan(plan: LaunchPlan, run: RunDirectory, again: str, lock: IO[str] | No
     others are ended within GRACE_SECONDS; when this process dies they are ended by the kernel. `again` is the command
     that goes on from there.
     """
-    run.logs.mkdir(parents=True, exist_ok=True)
+    if quiet or len(plan.processes) > 1:
+        run.logs.mkdir(parents=True, exist_ok=True)
     children: list[subprocess.Popen[bytes]] = []
 
     def pass_on(asked: list[int]) -> None:
