@@ -185,10 +185,12 @@ def text(comparison: Comparison) -> str:
     shown = [entry for group in evaluated for entry in group]
     if any(not entry.is_best for entry in shown):
         parts.append(
-            "† no BEST: no checkpoint is inside the forgetting budget; the score is of the one that the report judges"
+            "† not BEST, but what the report judges: none is inside the forgetting budget, or BEST has learned nothing"
         )
     if any(entry.pareto for entry in shown):
-        parts.append("* Pareto front: none scores as high for less. Hours are of the steps, over all processes.")
+        parts.append(
+            "* Pareto front: no other BEST scores as high for less. Hours are of the steps, over all processes."
+        )
     return "\n\n".join(parts)
 
 
