@@ -10,6 +10,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import IO
 
@@ -28,12 +29,16 @@ def run_launcher(plan: LaunchPlan, run: RunDirectory, again: str, lock: IO[str] 
     return launched(plan, run, again, lock).tell()
 
 
-def launched(plan: LaunchPlan, run: RunDirectory, again: str, lock: IO[str] | None = None) -> Ending:
-    """The same without a word: how the `plan.num_ranks` ranks of this node ended, whichever of the world's they are."""
+def launched(
+    plan: LaunchPlan, run: RunDirectory, again: str, lock: IO[str] | None = None, requests: list[int] | None = None
+) -> Ending:
+    """The same without a word: how the `plan.num_ranks` ranks of this node ended, whichever of the world's they are.
+    `requests`: the list of one who heeds signals already."""
     (process,), signed = plan.processes, plan.roll
     assert signed is not None
     signed.touch()
-    with tempfile.TemporaryDirectory(prefix="dft-") as heard, heeding(lambda _: None) as asked:
+    hearing = heeding(lambda _: None) if requests is None else nullcontext(requests)
+    with tempfile.TemporaryDirectory(prefix="dft-") as heard, hearing as asked:
         with held_back():
             child = start(process, run, 0, lock, add={beats.VARIABLE: heard}, deaf=True)
         try:
