@@ -4,6 +4,7 @@
 node's agent. What follows from it is decided by `refusal` and `judge`, which are pure.
 """
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from distributed_ft.errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, EXIT_USER
 from distributed_ft.records import Record
 from launcher.watch import LOST
 
-LOST_IN_A_ROW = 3  # jobs that ended without a word before any new checkpoint, until a person has to look
+LOST_IN_A_ROW = 3  # jobs that failed before any new checkpoint, whatever the cause, until a person has to look
+STOPPED_IN_A_ROW = 10  # the same of jobs that were only asked to stop
 
 Outcome = Literal["finished", "stopped", "refused", "failed", "bad-node"]
 
@@ -122,13 +124,14 @@ def refusal(events: Sequence[Event], step: int, max_requeues: int) -> str | None
     begun = since_submission(events)
     if requeues(begun) >= max_requeues:
         return f"it was requeued {requeues(begun)} times, and {max_requeues} are allowed (max_requeues)"
-    lost = 0
-    for event in reversed(begun):
-        if event.event != "begin" or event.step != step:
-            break
-        lost += 1
-    if lost >= LOST_IN_A_ROW:
-        return f"{lost} jobs in a row ended without a word after step {step}, and none reached another checkpoint"
+    before = [event for event in begun if event.event != "begin" or event.step == step]
+    in_a_row = [*itertools.takewhile(lambda event: event in before, reversed(begun))]
+    starts = sum(event.event == "begin" for event in in_a_row)
+    stops = sum(event.outcome == "stopped" for event in in_a_row)
+    if stops >= STOPPED_IN_A_ROW:
+        return f"it was asked to stop {stops} times in a row after step {step}, and never reached another checkpoint"
+    if starts - stops >= LOST_IN_A_ROW:
+        return f"{starts - stops} jobs in a row failed after step {step}, and none reached another checkpoint"
     return None
 
 

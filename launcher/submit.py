@@ -172,7 +172,7 @@ def _environment(cluster: ClusterConfig) -> Iterator[str]:
 # --- what is wrong with it -----------------------------------------------------------------------------------------
 
 
-def problems(options: Options, offered: Sequence[Partition]) -> Iterator[str]:
+def problems(options: Options, offered: Sequence[Partition], cluster: ClusterConfig) -> Iterator[str]:
     """Why no node could ever run it: such a job would wait for ever, or be refused. Pure."""
     names = {partition.name: partition for partition in offered}
     default = next((partition for partition in offered if partition.default), None)
@@ -189,6 +189,11 @@ def problems(options: Options, offered: Sequence[Partition]) -> Iterator[str]:
         seconds = slurm.seconds_of(options.time) if options.time else None
     except ConfigError as error:
         yield f"--time: {error}"
+    if seconds is not None and seconds <= cluster.signal_seconds:
+        yield (
+            f"--time: {options.time} is no longer than the {cluster.signal_seconds} s before its end at which the job is "
+            "asked to stop (signal_seconds in cluster.yaml); give more time"
+        )
     if options.gpus_per_node and options.processes > options.gpus_per_node:
         yield f"--processes-per-node: {options.processes} processes on {options.gpus_per_node} GPUs; each needs its own"
     if partition is None:
@@ -260,7 +265,7 @@ def check(run: RunDirectory, config: RunConfig, options: Options, cluster: Clust
 
     Raises ConfigError, DataError, CheckpointError."""
     try:
-        found = [*problems(options, slurm.partitions()), *_in_the_queue(run)]
+        found = [*problems(options, slurm.partitions(), cluster), *_in_the_queue(run)]
     except ConfigError as error:
         if not dry_run:
             raise
