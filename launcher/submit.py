@@ -191,8 +191,8 @@ def problems(options: Options, offered: Sequence[Partition], cluster: ClusterCon
         yield f"--time: {error}"
     if seconds is not None and seconds <= cluster.signal_seconds:
         yield (
-            f"--time: {options.time} is no longer than the {cluster.signal_seconds} s before its end at which the job is "
-            "asked to stop (signal_seconds in cluster.yaml); give more time"
+            f"--time: {options.time}: the job is asked to stop {cluster.signal_seconds} s before its end "
+            "(signal_seconds in cluster.yaml), and so at once; give more time"
         )
     if options.gpus_per_node and options.processes > options.gpus_per_node:
         yield f"--processes-per-node: {options.processes} processes on {options.gpus_per_node} GPUs; each needs its own"
