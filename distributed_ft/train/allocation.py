@@ -22,6 +22,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from distributed_ft import roll
 from distributed_ft.artifacts import RunDirectory, write_json
 from distributed_ft.errors import EXIT_BAD_NODE, EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, EXIT_USER, brief
 from distributed_ft.train.fitness import Figures, Findings, Link, Look, judge
@@ -97,6 +98,7 @@ def exit_code(findings: Findings) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Ends the process."""
     parser = argparse.ArgumentParser(prog="python -m distributed_ft.train.allocation", description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument(
@@ -110,6 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     token = run.path / f".preflight-{names[rank]}-{uuid.uuid4().hex[:8]}"
     place = Place(run, options.out, rank, names, token, options.patience)
     StopRequest().listen(lambda: place.end(place.publish(Findings(stopped=True))))
+    roll.end_with_parent()
     threading.Thread(target=_watch, args=(place,), daemon=True).start()
     if (standing := place.standing()) is not None:
         place.end(standing)
@@ -119,17 +122,20 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         findings = compare(place, options.needed_bytes)
     except DistError as error:  # of the store, which rank 0 holds
-        findings = place.publish(Findings({names[0]: f"it did not come, or went away ({brief(error)})"}))
+        if rank == 0:
+            findings = place.publish(Findings(fault=f"{names[0]}: the other nodes cannot be met ({brief(error)})"))
+        else:
+            findings = place.publish(Findings({names[0]: f"it did not come, or went away ({brief(error)})"}))
     place.end(findings)
 
 
 def _watch(place: Place) -> None:
-    """End with the others when one of them was asked to stop, and at the latest when rank 0 has named every node that
-    hangs, unless it is the one."""
+    """End with the others when one was asked to stop or could not begin, and at the latest when rank 0 has named
+    every node that hangs, unless it is the one."""
     deadline = time.monotonic() + 2 * (place.patience + GRACE + SEEN_SECONDS)
     while time.monotonic() < deadline:
         time.sleep(0.5)
-        if (standing := place.standing()) is not None and standing.stopped:
+        if (standing := place.standing()) is not None and (standing.stopped or standing.fault):
             place.end(standing)
     place.end(place.publish(Findings({place.names[0]: "its pre-flight hangs, or did not begin"})))
 
