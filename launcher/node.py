@@ -76,7 +76,6 @@ def _said(node: str, ended: Ending) -> NodeReport:
 def _preflight(run: RunDirectory, job: Job, place: Place, processes: int) -> NodeReport:
     """One process of the pre-flight; the nodes come to one judgement, which is in a file of the job's."""
     out = job.folder(run) / "preflight.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
     environment = {
         **os.environ,
         "RANK": str(place.node),
@@ -92,13 +91,14 @@ def _preflight(run: RunDirectory, job: Job, place: Place, processes: int) -> Nod
     with heeding(lambda _: None) as asked:
         child = subprocess.Popen(command, env=environment, start_new_session=True)
         code = _wait(child, asked)
-    if asked:
+    if asked or code == EXIT_STOPPED:  # another node heard it first
         return NodeReport(node=node, code=EXIT_STOPPED, message="stopped on request before the first step")
+    said = read_json(out) if out.exists() else {}
     if code == EXIT_BAD_NODE:
-        return NodeReport(node=node, code=code, bad_nodes=read_json(out)["bad_nodes"])
+        return NodeReport(node=node, code=code, bad_nodes=said.get("bad_nodes", {}))
     if code in (EXIT_DONE, EXIT_USER):
-        return NodeReport(node=node, code=code)
-    cause = f"pre-flight: exit code {code}"
+        return NodeReport(node=node, code=code, message=said.get("problem", ""))
+    cause = said.get("fault") or f"pre-flight: exit code {code}"
     return NodeReport(node=node, code=EXIT_FAULT, cause=cause, message=f"the pre-flight of {node} failed ({cause})")
 
 
