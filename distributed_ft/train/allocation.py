@@ -161,10 +161,8 @@ def compare(place: Place, needed: int | None) -> Findings:
     )
     from distributed_ft.train.node_look import look
 
-    def at(stage: str) -> None:
-        store.set(f"stage/{place.rank}", f"its pre-flight hangs at {stage}")
-
-    mine = look(place.run, place.token, int(os.environ["DFT_DEVICES"]), needed, at)
+    wanted = int(os.environ["DFT_DEVICES"])
+    mine = look(place.run, place.token, wanted, needed, lambda stage: _at(place, store, stage))
     store.set(f"look/{place.rank}", json.dumps({**asdict(mine), "token": place.token.name}))
     if place.rank == 0:
         return _lead(place, store, begin)
@@ -212,12 +210,17 @@ def _follow(place: Place, store: "Store") -> None:
     tokens = json.loads(store.get("go"))
     if tokens is None:
         return
-    store.set(f"stage/{place.rank}", "it did not find the others' files, or hangs at it")
+    _at(place, store, "the other nodes' files")
     sees = _seen(place.run, tokens) if place.names[place.rank] in tokens else []
-    store.set(f"stage/{place.rank}", "its pre-flight hangs while links are measured")
+    _at(place, store, "the links to the other nodes")
     until = time.monotonic() + place.patience + SEEN_SECONDS  # others may still be looking
     links = [asdict(link) for link in measure(store, place.rank, place.names, until)]
     store.set(f"measured/{place.rank}", json.dumps({"sees": sees, "links": links}))
+
+
+def _at(place: Place, store: "Store", stage: str) -> None:
+    """Say what comes now, in case that it is the last that is heard of this node."""
+    store.set(f"stage/{place.rank}", f"its pre-flight did not get past {stage}")
 
 
 def _seen(run: RunDirectory, tokens: Mapping[str, str]) -> list[str]:
