@@ -7,7 +7,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 export DS_BUILD_OPS := 0
 
-.PHONY: help venv demo demo-no-replay check test test-matrix test-slow test-gpu bench bench-gpu base-model clean
+.PHONY: help venv demo demo-no-replay check test slurm-up slurm-down test-slurm test-matrix test-slow test-gpu bench bench-gpu base-model clean
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -30,16 +30,25 @@ check: venv ## lint, format, types, import rules, shell scripts
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/shellcheck .ci/run
+	$(BIN)/shellcheck .ci/run slurm/*.sbatch
 
 test: check ## check + the tests (what CI runs)
-	$(BIN)/pytest -m "not slow and not matrix and not gpu"
+	$(BIN)/pytest -m "not slow and not matrix and not gpu and not slurm"
 
 test-matrix: venv ## every method on every strategy: parity, memory, reload, resume
 	$(BIN)/pytest -m "matrix or not slow" tests/distributed
 
+slurm-up: venv ## a real Slurm on loopback: four nodes (installs Debian's packages where they are missing)
+	$(BIN)/python tests/support/cluster.py up
+
+slurm-down: venv ## end it
+	$(BIN)/python tests/support/cluster.py down
+
+test-slurm: venv ## jobs on a Slurm of the tests' own: pre-emption, node failure, other sizes, evaluation, sweeps
+	$(BIN)/pytest -m "not gpu" tests/slurm
+
 test-slow: venv ## the long suites: every kill, every world size, the whole demo
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow --ignore tests/slurm
 
 test-gpu: venv ## what needs a CUDA device; skipped without one
 	$(BIN)/pytest tests/gpu

@@ -98,6 +98,27 @@ def _sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def _held(path: Path, refusal: str) -> Iterator[IO[str]]:
+    """A file locked by this process, which writes into it who it is. Raises CheckpointError: the refusal, with whoever
+    holds it."""
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "process unknown"
+            raise CheckpointError(f"{refusal} ({holder})") from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+        file.truncate(0)
+        job = f"job {os.environ['SLURM_JOB_ID']}, " if "SLURM_JOB_ID" in os.environ else ""
+        file.write(f"{job}process {os.getpid()} on {host_name()}\n")
+        file.flush()
+        yield file
+
+
 # --- the run directory ---------------------------------------------------------------------------------------------
 
 
@@ -146,14 +167,17 @@ class Checkpoint:
         except (TypeError, KeyError, ValueError) as error:
             raise CheckpointError(f"{self.path / 'manifest.json'}: not a manifest ({error})") from None
 
-    def verify(self) -> str | None:
-        """None if every file is there with the size and sha256 of the manifest, else what is wrong."""
+    def verify(self, within: str = "") -> str | None:
+        """None if every file, or every one `within` a folder such as `model/`, is there with the size and sha256 of the
+        manifest, else what is wrong."""
         try:
             manifest = self.manifest()
         except CheckpointError as error:
             return str(error)
         for name, entry in manifest.files.items():
             path = self.path / name
+            if not name.startswith(within):
+                continue
             if not path.is_file():
                 return f"{path}: missing"
             if path.stat().st_size != entry.size:
@@ -161,6 +185,11 @@ class Checkpoint:
             if sha256_of(path) != entry.sha256:
                 return f"{path}: its content changed after it was written (sha256 differs)"
         return None
+
+    @property
+    def published(self) -> bool:
+        """Whether it has its manifest, which it gets last and loses first; what is in its files is not looked at."""
+        return (self.path / "manifest.json").is_file()
 
     def model_digest(self) -> str:
         """Identity of what is evaluated: sha256 over the manifest's entries for `model/`."""
@@ -201,20 +230,15 @@ class RunDirectory:
 
         Raises CheckpointError when another training holds it.
         """
-        with (self.path / ".lock").open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read().strip() or "process unknown"
-                raise CheckpointError(f"{self.path}: another training is running there ({holder})") from None
-            except OSError as error:
-                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                    raise
-            file.truncate(0)
-            job = f"job {os.environ['SLURM_JOB_ID']}, " if "SLURM_JOB_ID" in os.environ else ""
-            file.write(f"{job}process {os.getpid()} on {host_name()}\n")
-            file.flush()
+        with _held(self.path / ".lock", f"{self.path}: another training is running there") as file:
+            yield file
+
+    @contextmanager
+    def evaluation_lock(self) -> Iterator[IO[str]]:
+        """Hold `evaluation/` and `BEST` for one eval driver, as `lock` holds the rest for one training; neither knows
+        of the other. Raises CheckpointError when another driver holds it."""
+        self.evaluation.mkdir(parents=True, exist_ok=True)
+        with _held(self.evaluation / ".lock", f"{self.path}: another evaluation is running there") as file:
             yield file
 
     def report(self, suffix: Literal["html", "md", "json"]) -> Path:
@@ -223,6 +247,10 @@ class RunDirectory:
     def results(self, model: str, task: str) -> Path:
         """Directory of one model's samples and result on one task; model: base, few-shot or a checkpoint's name."""
         return self.evaluation / model / task
+
+    def answers(self, model: str, task: str) -> Path:
+        """The answers of a model that is being asked, a line for each batch."""
+        return self.results(model, task) / "samples.partial.jsonl"
 
     def all_checkpoints(self) -> list[Checkpoint]:
         """Every directory that is named like a checkpoint, oldest first, verified or not."""
@@ -290,12 +318,14 @@ class RunDirectory:
 
 
 def publish_result(run: RunDirectory, result: TaskResult, samples: Sequence[Sample]) -> None:
-    """Replace one model's samples and result on one task; at no moment does a result lie beside others' samples."""
+    """Replace one model's samples and result on one task; at no moment does a result lie beside others' samples. What
+    was kept of its answers on the way (`RunDirectory.answers`) is not needed any more."""
     directory = run.results(result.model, result.task)
     (directory / "result.json").unlink(missing_ok=True)
     lines = [json.dumps(sample.model_dump(), ensure_ascii=False, allow_nan=False) + "\n" for sample in samples]
     write_atomic(directory / "samples.jsonl", "".join(lines))
     write_json(directory / "result.json", result.model_dump(by_alias=True))
+    run.answers(result.model, result.task).unlink(missing_ok=True)
 
 
 # --- publishing a checkpoint ---------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-from distributed_ft.errors import EXIT_DONE, EXIT_STOPPED, EXIT_USER
+from distributed_ft.errors import EXIT_DONE, EXIT_LOST, EXIT_STOPPED, EXIT_USER
 
 VARIABLE = "DFT_ROLL"
 _SAME_REQUEST_VARIABLE = "DFT_SAME_REQUEST_SECONDS"
@@ -47,7 +47,7 @@ def sign_out(rank: int, code: int) -> int:
         return code
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))  # nothing is left to stop
     _write({"rank": rank, "code": code})
-    return EXIT_DONE if code in (EXIT_USER, EXIT_STOPPED) else code
+    return EXIT_DONE if code in (EXIT_USER, EXIT_STOPPED, EXIT_LOST) else code
 
 
 def end_with_parent() -> None:

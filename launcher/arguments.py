@@ -102,6 +102,8 @@ def eval(parser: argparse.ArgumentParser) -> None:
         "overrides", nargs="*", metavar="evaluation.key=value", help="for example evaluation.few_shot=2; kept in RUN"
     )
     parser.add_argument("--checkpoints", default="all", metavar="WHICH", help="all, latest, or steps: 500,1000 (all)")
+    parser.add_argument("--watch", action="store_true", help="score each checkpoint as it comes, until the run is done")
+    parser.add_argument("--train-job", metavar="JOB", help="with --watch: the Slurm job that trains, to know its end")
 
 
 def chat(parser: argparse.ArgumentParser) -> None:

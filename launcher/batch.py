@@ -6,7 +6,6 @@ has it requeued, at most once. `late` does so before the end, where the time is 
 
 import argparse
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -38,6 +37,7 @@ def begin(run: RunDirectory) -> int:
         raise CheckpointError(f"{run.path}: not a run directory; `dft train run.yaml --prepare-only` makes one")
     job, events = Job.of_environment(), attempts.history(run)
     _refuse_second(run, job, events)
+    events = [*events, *_last_words(run, events)]
     step = newest_step(run)
     why = attempts.refusal(events, step, _setting("DFT_MAX_REQUEUES", 50))
     if why is not None:
@@ -53,14 +53,16 @@ def begin(run: RunDirectory) -> int:
 
 def end(run: RunDirectory, asked: str) -> int:
     """Judge what the nodes said, and requeue where the run is to go on."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a requeue ends this job's processes, and this one has more to do
     job, events = Job.of_environment(), attempts.history(run)
-    verdict = attempts.judge(
-        attempts.reports(run, job), job.nodes, asked, _is_being_ended(job.number), _until_done(), events
-    )
+    ending = _is_being_ended(job.number)
+    verdict = attempts.judge(attempts.reports(run, job), job.nodes, asked, ending, _until_done(), events)
     if any((event.event, event.job, event.restart) == ("end", job.number, job.restart) for event in events):
         return verdict.code  # `late` has seen to it
-    action = _again(run, job, verdict) if verdict.again else "nothing"
+    action = (
+        "left to Slurm" if ending and verdict.outcome == "failed" else "nothing"
+    )  # a node that is lost is its affair
+    if verdict.again:
+        action = _again(run, job, verdict)
     attempts.record(run, _ended(job, verdict, action))
     print(f"dft: job {job.number}, start {job.restart}: {verdict.outcome}: {verdict.message}", end="")
     print("" if action == "nothing" else f"; {action}", flush=True)
@@ -70,7 +72,6 @@ def end(run: RunDirectory, asked: str) -> int:
 def late(run: RunDirectory) -> int:
     """The batch script was told to end. If that is because its time is over, it will be killed in a few seconds, with a
     checkpoint half-written perhaps: the last moment to be requeued. (A job that was cancelled stays so.)"""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     job = Job.of_environment()
     if _until_done() and slurm.job(job.number).get("Reason") == "TimeLimit":
         verdict = Verdict("stopped", EXIT_STOPPED, "the time was over before the training had stopped", again=True)
@@ -82,6 +83,19 @@ def newest_step(run: RunDirectory) -> int:
     """Step of the checkpoint that LATEST names, which was whole when it was published; 0 before the first."""
     latest = run.pointer("LATEST")
     return latest.step if latest is not None else 0
+
+
+def _last_words(run: RunDirectory, events: list[Event]) -> list[Event]:
+    """The ending of the start before, where its batch script was killed before it could tell: its node was lost."""
+    before = next((event for event in reversed(events) if event.event in ("begin", "end")), None)
+    if before is None or before.event == "end":
+        return []
+    job = Job(before.job, before.restart, before.nodes)
+    verdict = attempts.judge(attempts.reports(run, job), job.nodes, "none", True, True, events)
+    print(f"dft: job {job.number}, start {job.restart}: {verdict.outcome}: {verdict.message}")
+    ended = _ended(job, verdict, "requeued by Slurm")
+    attempts.record(run, ended)
+    return [ended]
 
 
 def _ended(job: Job, verdict: Verdict, action: str) -> Event:
@@ -125,21 +139,23 @@ def _is_being_ended(number: str) -> bool:
 
 
 def _again(run: RunDirectory, job: Job, verdict: Verdict) -> str:
-    """Requeue, or submit anew where that is refused or would bring the same node back. Returns what was done."""
-    if not verdict.exclude:
-        refused = slurm.requeue(job.number)
-        if refused is None:
-            return "requeued"
-        print(f"dft: Slurm would not requeue job {job.number} ({refused}); it is submitted anew", file=sys.stderr)
+    """Requeue, or submit anew where Slurm refuses that; without the nodes that are not fit. Returns what was done."""
     former = slurm.job(job.number).get("ExcNodeList", "(null)")
-    excluded = [*([] if former == "(null)" else [former]), *verdict.exclude]
-    options = [f"--dependency=afterany:{job.number}", *([f"--exclude={','.join(excluded)}"] if excluded else [])]
-    script = run.slurm / "train.sbatch"
-    number = slurm.submit(script, options)
+    excluded = ",".join([*([] if former == "(null)" else [former]), *verdict.exclude])
+    without = f" without {', '.join(verdict.exclude)}" if verdict.exclude else ""
+    refused = slurm.requeue(job.number)
+    if refused is None and verdict.exclude:  # Slurm takes it only of a job that does not run, so in this order
+        refused = slurm.exclude(job.number, excluded)
+        return f"requeued{without if refused is None else ''}"
+    if refused is None:
+        return "requeued"
+    print(f"dft: Slurm would not requeue job {job.number} ({refused}); it is submitted anew", file=sys.stderr)
+    options = [f"--dependency=afterany:{job.number}", *([f"--exclude={excluded}"] if excluded else [])]
+    number = slurm.submit(run.slurm / "train.sbatch", options)
     submitted = run.slurm / "job.json"
     if submitted.exists():
         write_json(submitted, {**read_json(submitted), "job": number})
-    return f"submitted anew as job {number}" + (f" without {', '.join(verdict.exclude)}" if verdict.exclude else "")
+    return f"submitted anew as job {number}{without}"
 
 
 def _until_done() -> bool:

@@ -245,7 +245,11 @@ def evaluate(args: argparse.Namespace) -> int:
 
     if not re.fullmatch(r"all|latest|\d+(,\d+)*", args.checkpoints):
         raise ConfigError(f"--checkpoints: {args.checkpoints!r} is none of all, latest, or steps such as 500,1000")
-    return local.evaluate(_run_directory(args.run), args.checkpoints, args.overrides)
+    if (args.watch and args.checkpoints != "all") or (args.train_job is not None and not args.watch):
+        raise ConfigError("--watch: scores every checkpoint, so it goes without --checkpoints; --train-job needs it")
+    may_come = args.train_job is not None and not (args.run / "config.json").exists()
+    run = args.run if may_come else _run_directory(args.run)
+    return local.evaluate(run, args.checkpoints, args.overrides, args.watch, args.train_job)
 
 
 def report(args: argparse.Namespace) -> int:

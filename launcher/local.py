@@ -17,7 +17,7 @@ from distributed_ft.errors import EXIT_USER, CheckpointError, ConfigError
 from launcher import plan as plans
 from launcher.foreign import run_launcher
 from launcher.plan import LaunchPlan, Process, Start
-from launcher.processes import run_plan
+from launcher.processes import run_plan, stoppable
 
 if TYPE_CHECKING:
     from distributed_ft.data.store import PreparedData
@@ -83,19 +83,26 @@ def resume(path: Path, start: Start) -> int:
         return _launch_training(run, config, start, lock)
 
 
-def evaluate(path: Path, checkpoints: str = "all", overrides: Sequence[str] = ()) -> int:
+def evaluate(
+    path: Path, checkpoints: str = "all", overrides: Sequence[str] = (), watch: bool = False, job: str | None = None
+) -> int:
     """Score the base, the base with examples, and the checkpoints of a run, in a process of its own.
 
-    Overrides of `evaluation.…` stay in the run directory, so that `dft report` judges by the same settings.
+    Overrides of `evaluation.…` stay in the run directory, so that `dft report` judges by the same settings. `watch`:
+    each checkpoint as it comes, until the run is finished; with the Slurm job that trains, the directory may be made
+    later.
     """
     run = RunDirectory(path)
-    if not run.config.exists():
+    if not run.config.exists() and (job is None or overrides):
         raise CheckpointError(f"{path}: not a run directory (no config.json)")
     if overrides:
         write_atomic(run.config, resolved_json(with_evaluation(run.config, overrides)))
-    arguments = (str(path), "--checkpoints", checkpoints)
+    following = ("--watch", *(("--train-job", job) if job is not None else ()))
+    arguments = (str(path), *(following if watch else ("--checkpoints", checkpoints)))
     process = Process((sys.executable, "-m", "distributed_ft.evaluation", *arguments), {})
-    return run_plan(LaunchPlan((process,), num_ranks=1), run, f"dft eval {path}")
+    return run_plan(
+        LaunchPlan((process,), num_ranks=1), run, shlex.join(["dft", "eval", str(path), *(following if watch else ())])
+    )
 
 
 def total_steps(config: RunConfig, start: Start) -> int:
@@ -139,9 +146,10 @@ def _check(run: RunDirectory, config: RunConfig, start: Start, here: bool = True
         _check_launcher(config, start)
     from distributed_ft.train import preflight
 
-    run.newest_complete()  # damaged checkpoints are refused here, before anything is loaded
-    check_tasks(config)
-    return preflight.check(config, start.num_processes, fresh=not run.checkpoints.exists(), here=here)
+    with stoppable("stopped on request before the training began; nothing is lost, and the same command begins again"):
+        run.newest_complete()  # damaged checkpoints are refused here, before anything is loaded
+        check_tasks(config)
+        return preflight.check(config, start.num_processes, fresh=not run.checkpoints.exists(), here=here)
 
 
 def _check_launcher(config: RunConfig, start: Start) -> None:

@@ -6,7 +6,7 @@ and question that it was made from. The trainer may remove a checkpoint at any m
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from distributed_ft.artifacts import Checkpoint, RunDirectory, step_name, write_json
@@ -14,15 +14,14 @@ from distributed_ft.config.load import load_resolved
 from distributed_ft.config.schema import RunConfig
 from distributed_ft.data.sources import Example, read_examples
 from distributed_ft.errors import CheckpointError, ConfigError, EvaluationError
+from distributed_ft.evaluation.claims import claimed, release
 from distributed_ft.evaluation.engines import TransformersEngine, engine_of
 from distributed_ft.evaluation.few_shot import FewShot, choose, fitted, source_of_examples
+from distributed_ft.evaluation.scalars import log
 from distributed_ft.evaluation.scoring import Model, Scored, score, stored, task_digest
-from distributed_ft.evaluation.stats import mean, mean_of
-from distributed_ft.evaluation.summary import BASE, FEW_SHOT, Scores, as_json, summarise, table
+from distributed_ft.evaluation.summary import BASE, FEW_SHOT, Scores, Summary, as_json, summarise, table
 from distributed_ft.evaluation.task import CutOff, Task, reference
 from distributed_ft.evaluation.tasks import build_tasks
-
-EVENTS_SUFFIX = ".evaluation"  # of this driver's TensorBoard files: it replaces its own and no others
 
 
 def evaluate(run_dir: Path, checkpoints: str = "all") -> None:
@@ -42,36 +41,33 @@ def evaluate(run_dir: Path, checkpoints: str = "all") -> None:
     config = load_resolved(run.config)
     tasks = build_tasks(config.evaluation)
     wanted = checkpoints_named(run, checkpoints)
-    engine = engine_of(config, config.evaluation.batch_size)
-    cut_off = _cut_off(tasks, engine)
-    few_shot = _few_shot(config, tasks, engine)
-    evaluation = _Evaluation(run, tasks, engine, few_shot)
-    scores, failed = _all_scores(run, evaluation, engine.digest, wanted)
-    _conclude(run, scores, few_shot, cut_off, config.evaluation.select.forgetting_budget)
-    if "tensorboard" in config.tracking:
-        _log(run, evaluation.with_removed(scores))
+    with run.evaluation_lock():
+        left = claimed(run) if checkpoints == "all" else []
+        evaluation = Evaluation(run, config, tasks)
+        scores, failed = _all_scores(run, evaluation, [*_removed(left, wanted), *wanted])
+        print_summary(evaluation.conclude(scores))
+        for claim in left:
+            release(claim)
     if failed:
         raise EvaluationError("\n".join(failed))
 
 
-def _all_scores(
-    run: RunDirectory, evaluation: "_Evaluation", base: str, wanted: Sequence[Checkpoint]
-) -> tuple[Scores, list[str]]:
+def _all_scores(run: RunDirectory, evaluation: "Evaluation", wanted: Sequence[Checkpoint]) -> tuple[Scores, list[str]]:
     """Of base, few-shot, the checkpoints asked for, and others that were scored before; and what failed.
 
     What a checkpoint gets wrong is its own affair. Without the base's scores there is nothing to compare with.
     """
-    scores, failed = evaluation.scores_of_base(base), []
+    scores, failed = evaluation.scores_of_base(), []
     before = _others(run, wanted)
     for checkpoint in [*wanted, *before]:
         try:
-            model = _tuned(base, checkpoint)
+            model = evaluation.tuned(checkpoint)
             found = evaluation.stored_scores_of(model) if checkpoint in before else evaluation.scores_of(model)
             scores = scores.with_model(model, found) if found else scores
         except EvaluationError as error:
             failed.append(f"{error}; not scored, the others are")
         except CheckpointError:
-            if _there(checkpoint):
+            if checkpoint.published:
                 raise
             print(f"{checkpoint.name}: removed meanwhile, not scored", file=sys.stderr)
     return scores, failed
@@ -124,9 +120,10 @@ def _others(run: RunDirectory, wanted: Sequence[Checkpoint]) -> list[Checkpoint]
     return [c for c in before if c.verify() is None]
 
 
-def _there(checkpoint: Checkpoint) -> bool:
-    """A checkpoint that is removed loses its manifest first."""
-    return (checkpoint.path / "manifest.json").is_file()
+def _removed(claims: Sequence[Checkpoint], wanted: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """What a driver that followed the training had kept for scoring, of checkpoints that are gone."""
+    steps = {checkpoint.step for checkpoint in wanted}
+    return [claim for claim in claims if claim.step not in steps and claim.verify("model/") is None]
 
 
 def _cut_off(tasks: Sequence[Task], engine: TransformersEngine) -> dict[str, CutOff]:
@@ -160,29 +157,59 @@ def _few_shot(config: RunConfig, tasks: Sequence[Task], engine: TransformersEngi
     return chosen
 
 
-def _tuned(base: str, checkpoint: Checkpoint) -> Model:
-    return Model(checkpoint.name, checkpoint.model, checkpoint.answers_digest(base), checkpoint.step)
+class Evaluation:
+    """Scores of a run's models on its tasks, and what follows from them; the engine changes weights only when something
+    is left to ask. For the holder of the evaluation lock."""
 
+    def __init__(self, run: RunDirectory, config: RunConfig, tasks: Sequence[Task]) -> None:
+        """Raises ConfigError, DataError: the base model or the examples to show cannot be used."""
+        self._run, self._config, self._tasks = run, config, tasks
+        self._engine = engine_of(config, config.evaluation.batch_size)
+        self._cut_off = _cut_off(tasks, self._engine)
+        self._few_shot = _few_shot(config, tasks, self._engine)
+        self._base = self._engine.digest
+        for leftover in [*run.evaluation.glob("*/*/.*"), *run.evaluation.glob(".summary.json.*")]:  # of a killed driver
+            leftover.unlink(missing_ok=True)
 
-class _Evaluation:
-    """Scores of models on tasks; the engine changes weights only when something is left to ask."""
+    def tuned(self, checkpoint: Checkpoint) -> Model:
+        """Raises CheckpointError when it was removed."""
+        return Model(checkpoint.name, checkpoint.model, checkpoint.answers_digest(self._base), checkpoint.step)
 
-    def __init__(
-        self, run: RunDirectory, tasks: Sequence[Task], engine: TransformersEngine, few_shot: dict[str, FewShot]
-    ) -> None:
-        self._run, self._tasks, self._engine, self._few_shot = run, tasks, engine, few_shot
+    def conclude(self, scores: Scores) -> Summary:
+        """Move BEST, or remove it when no checkpoint may be recommended; write the summary and the scalars.
 
-    def scores_of_base(self, digest: str) -> Scores:
+        BEST names a checkpoint that is there: one that was removed before it was scored is passed over, and the reason
+        says so.
+        """
+        everything = self._with_removed(scores)
+        best = None
+        while best is None or not best.published:  # removed meanwhile: the best of the others
+            removed = {
+                m.name for m in everything.checkpoints if not Checkpoint(self._run.checkpoints / m.name).published
+            }
+            budget = self._config.evaluation.select.forgetting_budget
+            summary = summarise(everything, self._few_shot, budget, self._cut_off, removed)
+            if summary.selection.step is None:
+                self._run.best_file.unlink(missing_ok=True)
+                break
+            best = Checkpoint(self._run.checkpoints / step_name(summary.selection.step))
+            self._run.point("BEST", best)
+        write_json(self._run.evaluation / "summary.json", as_json(summary))
+        if "tensorboard" in self._config.tracking:
+            log(self._run, everything, summary)
+        return summary
+
+    def scores_of_base(self) -> Scores:
         """Of the base model, and of the base with examples where there are any."""
-        models = [Model(BASE, None, digest, 0)]
+        models = [Model(BASE, None, self._base, 0)]
         if any(f.examples for f in self._few_shot.values()):
-            models.append(Model(FEW_SHOT, None, digest, 0))
+            models.append(Model(FEW_SHOT, None, self._base, 0))
         scores = Scores((), {})
         for model in models:
             scores = scores.with_model(model, self.scores_of(model))
         return scores
 
-    def with_removed(self, scores: Scores) -> Scores:
+    def _with_removed(self, scores: Scores) -> Scores:
         """And of checkpoints that were scored on the same questions before `checkpoint.keep` removed them."""
         known = {model.name for model in scores.models} | {c.name for c in self._run.all_checkpoints()}
         for name in sorted(path.name for path in self._run.evaluation.glob("step-*") if path.name not in known):
@@ -205,7 +232,9 @@ class _Evaluation:
             if model.name == FEW_SHOT and not self._shots(model, task):
                 continue
             found = self._stored(model, task)
-            if found is None:
+            if found is not None:
+                self._run.answers(model.name, task.name).unlink(missing_ok=True)  # a kill came between
+            else:
                 if not in_use:
                     self._engine.use(model.weights)
                     in_use = True
@@ -230,67 +259,15 @@ class _Evaluation:
         return stored(self._run, model, task, self._digest(model, task))
 
 
+def print_summary(summary: Summary) -> None:
+    """The comparison, and which checkpoint to ship."""
+    step = summary.selection.step
+    print(table(summary))
+    print(f"\nBEST: {'none' if step is None else f'step {step}'}: {summary.selection.reason}")
+
+
 def _progress(model: Model, scored: Scored) -> None:
     result = scored.result
     how = "stored before" if scored.stored else f"{result.seconds:.1f} s"
     line = f"{model.name:14} {result.task}: {result.score:.3f} ± {result.stderr:.3f} on {result.n} items ({how})"
     print(line, file=sys.stderr, flush=True)
-
-
-def _log(run: RunDirectory, scores: Scores) -> None:
-    """All scores as scalars beside the trainer's; those of an earlier evaluation are replaced, not repeated."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    earlier = list(run.tensorboard.glob(f"*{EVENTS_SUFFIX}"))
-    writer = SummaryWriter(str(run.tensorboard), filename_suffix=EVENTS_SUFFIX)
-    for model in scores.models:
-        if model.name != FEW_SHOT:  # a prompt has no place on the axis of steps
-            for tag, value in _scalars(scores, model):
-                writer.add_scalar(tag, value, model.step)
-    best = run.pointer("BEST")
-    if best is not None and best.name in scores.of:
-        for tag, value in _scalars_of_best(scores, best.name):
-            writer.add_scalar(tag, value, best.step)
-    writer.close()
-    for path in earlier:
-        path.unlink(missing_ok=True)
-
-
-def _scalars(scores: Scores, model: Model) -> Iterator[tuple[str, float]]:
-    for task, scored in scores.of[model.name].items():
-        if scored.result.kind == "task":
-            for metric, value in {scored.result.metric: scored.result.score, **scored.result.scores}.items():
-                yield f"eval/{task}/{metric}", value
-    general, lost = scores.general_mean(model.name), scores.forgotten(model.name)
-    if general is not None and lost is not None:
-        yield "eval/general/score", general.value
-        yield "eval/forgetting/rate", lost.rate
-        yield "eval/forgetting/mean_drop", lost.mean_drop
-
-
-def _scalars_of_best(scores: Scores, name: str) -> Iterator[tuple[str, float]]:
-    """For the HParams tab, which shows the last value of a curve, and that is the last checkpoint's."""
-    by_task, lost = scores.by_task(name), scores.forgotten(name)
-    if by_task:
-        yield "best/task_accuracy", mean_of([mean(items) for items in by_task.values()]).value
-    if lost is not None:
-        yield "best/forgetting", lost.rate
-
-
-def _conclude(
-    run: RunDirectory, scores: Scores, few_shot: dict[str, FewShot], cut_off: dict[str, CutOff], budget: float
-) -> None:
-    """Move BEST, or remove it when no checkpoint may be recommended; write the summary and print the table."""
-    best = None
-    while best is None or not _there(best):  # removed meanwhile: the best of the others
-        scores = scores.of_models(lambda m: m.weights is None or _there(Checkpoint(run.checkpoints / m.name)))
-        summary = summarise(scores, few_shot, budget, cut_off)
-        step = summary.selection.step
-        if step is None:
-            run.best_file.unlink(missing_ok=True)
-            break
-        best = Checkpoint(run.checkpoints / step_name(step))
-        run.point("BEST", best)
-    write_json(run.evaluation / "summary.json", as_json(summary))
-    print(table(summary))
-    print(f"\nBEST: {'none' if step is None else f'step {step}'}: {summary.selection.reason}")

@@ -43,10 +43,18 @@ class Engine(Protocol):
         """Answer as the checkpoint whose `model/` directory this is, or as the base for None."""
         ...
 
+    def batches(self, requests: Sequence[Generate]) -> list[list[int]]:
+        """Which requests are answered together, by their places: each batch may be given to `generate` alone, with the
+        same answers.
+
+        Raises EvaluationError for a prompt that leaves no room for an answer.
+        """
+        ...
+
     def generate(self, requests: Sequence[Generate]) -> list[str]:
         """The answers, in the order of the requests; their text up to the end of the turn, special tokens left out.
 
-        Raises EvaluationError for a prompt that leaves no room for an answer, and for logits that are not finite.
+        Raises EvaluationError as `batches` does, and for logits that are not finite.
         """
         ...
 
@@ -180,7 +188,7 @@ class TransformersEngine:
         """How many tokens a model has to write for this answer, the end of the turn aside."""
         return len(self.tokenizer.encode(answer, add_special_tokens=False))
 
-    def generate(self, requests: Sequence[Generate]) -> list[str]:
+    def batches(self, requests: Sequence[Generate]) -> list[list[int]]:
         """See `Engine`."""
         prompts = [self.prompt(request.messages) for request in requests]
         for request, prompt in zip(requests, prompts, strict=True):
@@ -189,12 +197,16 @@ class TransformersEngine:
                     f"item {request.id!r}: its prompt has {len(prompt)} tokens, the model takes {self._room} with "
                     "the answer; shorten it, or lower evaluation.few_shot"
                 )
-        answers = [""] * len(requests)
         order = sorted(range(len(requests)), key=lambda i: (len(prompts[i]), i))
         # virtual tokens would be pushed out of a sliding window by the padding behind them
         size = 1 if self._num_virtual and not self._sees_all else self._batch_size
-        for start in range(0, len(order), size):
-            batch = order[start : start + size]
+        return [order[start : start + size] for start in range(0, len(order), size)]
+
+    def generate(self, requests: Sequence[Generate]) -> list[str]:
+        """See `Engine`."""
+        answers = [""] * len(requests)
+        prompts = [self.prompt(request.messages) for request in requests]
+        for batch in self.batches(requests):
             limits = [self._limit(requests[i], len(prompts[i])) for i in batch]
             tokens = self._greedy([prompts[i] for i in batch], limits, [requests[i].id for i in batch])
             for i, answer in zip(batch, tokens, strict=True):

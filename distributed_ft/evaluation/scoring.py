@@ -10,7 +10,14 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from distributed_ft.artifacts import RunDirectory, publish_result, read_json
+from distributed_ft.artifacts import (
+    RunDirectory,
+    append_json_line,
+    publish_result,
+    read_json,
+    read_json_lines,
+    write_atomic,
+)
 from distributed_ft.data.sources import Example
 from distributed_ft.errors import CheckpointError
 from distributed_ft.evaluation.engines import Engine
@@ -59,15 +66,44 @@ def stored(run: RunDirectory, model: Model, task: Task, digest: str) -> Scored |
 def score(
     run: RunDirectory, engine: Engine, model: Model, task: Task, digest: str, shots: Sequence[Example] = ()
 ) -> Scored:
-    """Ask the engine, which answers as `model`, and store samples and result. Raises EvaluationError."""
-    started = time.perf_counter()
+    """Ask the engine, which answers as `model`, and store samples and result. Raises EvaluationError.
+
+    Items that were answered before a kill are not asked again.
+    """
     examples = task.examples()
     requests = [with_examples(task.request(example), shots) for example in examples]
-    responses = engine.generate(requests)
+    responses, seconds = _answers(run, engine, model, task, digest, requests)
     samples = tuple(_sample(task, *item) for item in zip(examples, requests, responses, strict=True))
-    result = _result(model, task, digest, samples, time.perf_counter() - started)
+    result = _result(model, task, digest, samples, seconds)
     publish_result(run, result, samples)
     return Scored(result, samples, False)
+
+
+def _answers(
+    run: RunDirectory, engine: Engine, model: Model, task: Task, digest: str, requests: Sequence[Generate]
+) -> tuple[list[str], float]:
+    """The response to each request, and the seconds that they took; each batch is kept when it is done.
+
+    A line belongs to one model and one question, which covers the rows and their order and what shares a batch, so
+    whoever finds it has the answers that it would get.
+    """
+    kept = run.answers(model.name, task.name)
+    key = {"model_digest": model.digest, "task_digest": digest}
+    done = [line for line in read_json_lines(kept) if {k: line.get(k) for k in key} == key]
+    known = {int(place): answer for line in done for place, answer in line["answers"].items()}
+    if kept.exists():  # without half a line, or answers of another model
+        write_atomic(kept, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in done))
+    seconds = sum(line["seconds"] for line in done)
+    for batch in engine.batches(requests):
+        if all(place in known for place in batch):
+            continue
+        started = time.perf_counter()
+        found = dict(zip(batch, engine.generate([requests[place] for place in batch]), strict=True))
+        took = time.perf_counter() - started
+        append_json_line(kept, {**key, "answers": found, "seconds": round(took, 3)})
+        known |= found
+        seconds += took
+    return [known[place] for place in range(len(requests))], seconds
 
 
 def _sample(task: Task, example: Example, request: Generate, response: str) -> Sample:

@@ -1,6 +1,6 @@
 """What the scores say together: paired differences, forgetting, the selected checkpoint; as data and as a table."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -56,7 +56,7 @@ class Scores:
 
     @property
     def checkpoints(self) -> list[Model]:
-        return [model for model in self.models if model.weights is not None]
+        return [model for model in self.models if model.step > 0]
 
 
 @dataclass(frozen=True)
@@ -72,15 +72,38 @@ class Summary:
     cut_off: Mapping[str, CutOff]  # by task
 
 
-def summarise(scores: Scores, few_shot: Mapping[str, FewShot], budget: float, cut_off: Mapping[str, CutOff]) -> Summary:
-    """Pure. `budget`: largest mean drop on the general suite that the selected checkpoint may have."""
-    lost = {m.step: scores.forgotten(m.name) for m in scores.checkpoints}
+def summarise(
+    scores: Scores,
+    few_shot: Mapping[str, FewShot],
+    budget: float,
+    cut_off: Mapping[str, CutOff],
+    removed: Collection[str] = (),
+) -> Summary:
+    """Pure.
+
+    Args:
+        budget: largest mean drop on the general suite that the selected checkpoint may have.
+        removed: names of checkpoints in `scores` that are gone: they cannot be selected; that one of them would have
+            been is said in the reason.
+    """
+    everyone = _candidates(scores)
+    gone = {model.step for model in scores.checkpoints if model.name in removed}
+    candidates = tuple(c for c in everyone if c.step not in gone)
+    selection = select(candidates, budget)
+    missed = select(everyone, budget) if gone else selection
+    if missed.step in gone:
+        reason = f"{selection.reason}; step {missed.step} would be it ({missed.reason}), but checkpoint.keep removed it"
+        selection = Selection(selection.step, reason)
+    there = scores.of_models(lambda model: model.name not in removed)
+    lost = {m.step: there.forgotten(m.name) for m in there.checkpoints}
     forgotten = {step: of_step for step, of_step in lost.items() if of_step is not None}
-    candidates = tuple(
-        Candidate(m.step, scores.by_task(m.name), forgotten[m.step].mean_drop if m.step in forgotten else None)
-        for m in scores.checkpoints
-    )
-    return Summary(scores, few_shot, forgotten, candidates, select(candidates, budget), budget, cut_off)
+    return Summary(there, few_shot, forgotten, candidates, selection, budget, cut_off)
+
+
+def _candidates(scores: Scores) -> tuple[Candidate, ...]:
+    lost = {model.name: scores.forgotten(model.name) for model in scores.checkpoints}
+    drops = {name: of_model.mean_drop for name, of_model in lost.items() if of_model is not None}
+    return tuple(Candidate(m.step, scores.by_task(m.name), drops.get(m.name)) for m in scores.checkpoints)
 
 
 def as_json(summary: Summary) -> dict[str, Any]:
@@ -144,7 +167,7 @@ def table(summary: Summary) -> str:
         row = [_title(summary, model), *(_pm(mean(by_task[t])) if t in by_task else "" for t in tasks)]
         general, lost = scores.general_mean(model.name), summary.forgotten.get(model.step)
         row.append(_pm(general) if general else "")
-        if lost and model.weights is not None:
+        if lost and model.step > 0:
             row.append(f"{lost.rate:.3f} [{lost.low:.3f}, {lost.high:.3f}]")
             row.append(f"{_signed(lost.mean_drop)} [{_signed(lost.drop_low)}, {_signed(lost.drop_high)}]")
         rows.append(row)
@@ -155,7 +178,7 @@ def _title(summary: Summary, model: Model) -> str:
     if model.name == FEW_SHOT:
         used = sorted({len(f.examples) for f in summary.few_shot.values()})
         return f"base + {'/'.join(map(str, used))} examples"
-    if model.weights is None:
+    if model.step == 0:
         return "base"
     return f"step {model.step}" + (" BEST" if summary.selection.step == model.step else "")
 

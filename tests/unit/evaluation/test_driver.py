@@ -1,10 +1,5 @@
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -154,6 +149,7 @@ def test_best_names_nothing_when_none_is_inside_the_budget(
     evaluate(run.path)
     assert not run.best_file.exists()
     assert summary(run)["selection"]["best_step"] is None
+    assert [value for _, value in scalars(run)["chosen/inside_budget"]] == [0]
     assert "BEST: none: no checkpoint is inside the forgetting budget" in capsys.readouterr().out
 
 
@@ -238,6 +234,12 @@ def test_tensorboard_has_every_score_once_at_its_step(make_run: MakeRun, adapter
     rates = dict(logged["eval/forgetting/rate"])
     assert rates[0] == rates[20] == 0 < rates[10]
     assert dict(logged["eval/forgetting/mean_drop"])[10] > 0
+    chosen = {tag: values for tag, values in logged.items() if tag.startswith("chosen/")}
+    assert chosen == {
+        "chosen/task_accuracy": [(20, 1)],
+        "chosen/inside_budget": [(20, 1)],
+        "chosen/forgetting": [(20, 0)],
+    }
 
 
 def test_scores_of_other_checkpoints_stay_in_tensorboard_also_of_removed_ones(
@@ -364,27 +366,3 @@ def test_without_the_tracker_there_is_no_tensorboard(make_run: MakeRun, adapters
 def test_user_errors_are_one_message_and_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "no-such-run")]) == 2
     assert "no-such-run" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
-def test_a_signal_stops_it_with_nothing_half_written_and_it_goes_on_from_there(
-    make_run: MakeRun, adapters: dict[str, Path], number: signal.Signals, code: int
-) -> None:
-    run = make_run(dict.fromkeys(range(10, 400, 10), adapters["forgot"]))
-    command = [sys.executable, "-m", "distributed_ft.evaluation", str(run.path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-    while not list(run.evaluation.glob("*/*/result.json")) and process.poll() is None:
-        time.sleep(0.005)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == code, errors
-    assert "Traceback" not in errors
-    assert "same command goes on" in errors
-    finished = times(run)
-    assert 0 < len([name for name in finished if name.endswith("result.json")]) < 2 * 40
-    for directory in {path.parent for path in run.evaluation.glob("*/*/result.json")}:
-        assert len((directory / "samples.jsonl").read_text().splitlines()) in (6, 9)
-    evaluate(run.path, "10")
-    kept = {name for name in finished if name.startswith("base") and name.endswith("result.json")}
-    assert all(times(run)[name] == finished[name] for name in kept)
