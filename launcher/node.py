@@ -92,7 +92,6 @@ def _said(node: str, ended: Ending) -> NodeReport:
 def _preflight(run: RunDirectory, job: Job, place: Place, processes: int, asked: list[int]) -> NodeReport:
     """One process of the pre-flight; the nodes come to one judgement, which is in a file of the job's."""
     out = job.folder(run) / "preflight.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
     environment = {
         **os.environ,
         "RANK": str(place.node),
@@ -106,13 +105,14 @@ def _preflight(run: RunDirectory, job: Job, place: Place, processes: int, asked:
     node = job.nodes[place.node]
     command = [sys.executable, "-m", "distributed_ft.train.allocation", str(run.path), "--out", str(out)]
     code = _wait(subprocess.Popen(command, env=environment, start_new_session=True), asked)
-    if asked:
+    if asked or code == EXIT_STOPPED:  # another node heard it first
         return NodeReport(node=node, code=EXIT_STOPPED)
+    said = read_json(out) if out.exists() else {}
     if code == EXIT_BAD_NODE:
-        return NodeReport(node=node, code=code, bad_nodes=read_json(out)["bad_nodes"])
+        return NodeReport(node=node, code=code, bad_nodes=said.get("bad_nodes", {}))
     if code in (EXIT_DONE, EXIT_USER):
-        return NodeReport(node=node, code=code)
-    cause = f"pre-flight: exit code {code}"
+        return NodeReport(node=node, code=code, message=said.get("problem", ""))
+    cause = said.get("fault") or f"pre-flight: exit code {code}"
     return NodeReport(node=node, code=EXIT_FAULT, cause=cause, message=f"the pre-flight of {node} failed ({cause})")
 
 

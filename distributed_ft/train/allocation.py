@@ -22,6 +22,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from distributed_ft import roll
 from distributed_ft.artifacts import RunDirectory, write_json
 from distributed_ft.errors import EXIT_BAD_NODE, EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, EXIT_USER, brief
 from distributed_ft.train.fitness import Figures, Findings, Link, Look, judge
@@ -97,6 +98,7 @@ def exit_code(findings: Findings) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Ends the process."""
     parser = argparse.ArgumentParser(prog="python -m distributed_ft.train.allocation", description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument(
@@ -110,6 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     token = run.path / f".preflight-{names[rank]}-{uuid.uuid4().hex[:8]}"
     place = Place(run, options.out, rank, names, token, options.patience)
     StopRequest().listen(lambda: place.end(place.publish(Findings(stopped=True))))
+    roll.end_with_parent()
     threading.Thread(target=_watch, args=(place,), daemon=True).start()
     if (standing := place.standing()) is not None:
         place.end(standing)
@@ -119,17 +122,20 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         findings = compare(place, options.needed_bytes)
     except DistError as error:  # of the store, which rank 0 holds
-        findings = place.publish(Findings({names[0]: f"it did not come, or went away ({brief(error)})"}))
+        if rank == 0:
+            findings = place.publish(Findings(fault=f"{names[0]}: the other nodes cannot be met ({brief(error)})"))
+        else:
+            findings = place.publish(Findings({names[0]: f"it did not come, or went away ({brief(error)})"}))
     place.end(findings)
 
 
 def _watch(place: Place) -> None:
-    """End with the others when one of them was asked to stop, and at the latest when rank 0 has named every node that
-    hangs, unless it is the one."""
+    """End with the others when one was asked to stop or could not begin, and at the latest when rank 0 has named
+    every node that hangs, unless it is the one."""
     deadline = time.monotonic() + 2 * (place.patience + GRACE + SEEN_SECONDS)
     while time.monotonic() < deadline:
         time.sleep(0.5)
-        if (standing := place.standing()) is not None and standing.stopped:
+        if (standing := place.standing()) is not None and (standing.stopped or standing.fault):
             place.end(standing)
     place.end(place.publish(Findings({place.names[0]: "its pre-flight hangs, or did not begin"})))
 
@@ -155,10 +161,8 @@ def compare(place: Place, needed: int | None) -> Findings:
     )
     from distributed_ft.train.node_look import look
 
-    def at(stage: str) -> None:
-        store.set(f"stage/{place.rank}", f"its pre-flight hangs at {stage}")
-
-    mine = look(place.run, place.token, int(os.environ["DFT_DEVICES"]), needed, at)
+    wanted = int(os.environ["DFT_DEVICES"])
+    mine = look(place.run, place.token, wanted, needed, lambda stage: _at(place, store, stage))
     store.set(f"look/{place.rank}", json.dumps({**asdict(mine), "token": place.token.name}))
     if place.rank == 0:
         return _lead(place, store, begin)
@@ -206,12 +210,17 @@ def _follow(place: Place, store: "Store") -> None:
     tokens = json.loads(store.get("go"))
     if tokens is None:
         return
-    store.set(f"stage/{place.rank}", "it did not find the others' files, or hangs at it")
+    _at(place, store, "the other nodes' files")
     sees = _seen(place.run, tokens) if place.names[place.rank] in tokens else []
-    store.set(f"stage/{place.rank}", "its pre-flight hangs while links are measured")
+    _at(place, store, "the links to the other nodes")
     until = time.monotonic() + place.patience + SEEN_SECONDS  # others may still be looking
     links = [asdict(link) for link in measure(store, place.rank, place.names, until)]
     store.set(f"measured/{place.rank}", json.dumps({"sees": sees, "links": links}))
+
+
+def _at(place: Place, store: "Store", stage: str) -> None:
+    """Say what comes now, in case that it is the last that is heard of this node."""
+    store.set(f"stage/{place.rank}", f"its pre-flight did not get past {stage}")
 
 
 def _seen(run: RunDirectory, tokens: Mapping[str, str]) -> list[str]:

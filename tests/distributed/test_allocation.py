@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import resource
 import shutil
 import signal
@@ -21,13 +22,19 @@ from distributed_ft.parallel.world import World
 from distributed_ft.train.allocation import Place, compare
 
 NODES = ("north", "east", "west")
-PATIENCE = 3.0  # seconds
+PATIENCE, SHORT = 60.0, 4.0  # seconds; the short one where somebody is missing
 
 
 def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
+    """One that the system does not hand out to connections in the meantime."""
+    while True:
+        with socket.socket() as listening:
+            port = random.randrange(10_000, 30_000)
+            try:
+                listening.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 @pytest.fixture
@@ -48,7 +55,7 @@ def look_around(world: World, cases: dict[str, dict[str, Any]]) -> dict[str, Any
         os.environ["DFT_DEVICES"] = str(case.get("devices", {}).get(world.rank, 1))
         run = RunDirectory(case.get("runs", {}).get(world.rank, case["run"]))
         token = run.path / f".{name}-{world.rank}"
-        place = Place(run, case["out"], world.rank, NODES[: world.size], token, PATIENCE)
+        place = Place(run, case["out"], world.rank, NODES[: world.size], token, case.get("patience", PATIENCE))
         begin = time.monotonic()
         findings = compare(place, case.get("needed", {}).get(world.rank))
         found[name] = {**asdict(findings), "seconds": time.monotonic() - begin}
@@ -65,7 +72,7 @@ def test_nodes_come_to_one_judgement_that_names_who_is_not_fit_and_why(run: RunD
         "full for all": {"needed": dict.fromkeys(range(3), 10**18)},
         "missing": {"runs": {1: tmp_path}},
         "other": {"runs": {2: copy}},
-        "absent": {"absent": [1]},
+        "absent": {"absent": [1], "patience": SHORT},
     }
     for name, case in cases.items():
         case.update(run=run.path, out=tmp_path / f"{name}.json", port=free_port())
@@ -97,7 +104,7 @@ def test_nodes_come_to_one_judgement_that_names_who_is_not_fit_and_why(run: RunD
         ("east", "west"),
     }
     assert all(link["bytes_per_second"] > 2**20 and abs(link["ahead_seconds"]) < 0.5 for link in links)
-    assert good["seconds"] < 5
+    assert good["seconds"] < 10  # 0.8 on two idle cores
 
 
 class Node:
@@ -134,27 +141,36 @@ class Node:
 
 def test_a_first_node_that_never_comes_is_named_by_all_others(run: RunDirectory) -> None:
     port = free_port()
-    others = [Node(rank, run, port) for rank in (1, 2)]
+    others = [Node(rank, run, port, patience=SHORT) for rank in (1, 2)]
     ended = [node.ended() for node in others]
     assert [code for code, _ in ended] == [78, 78]
     assert read_json(others[0].out)["bad_nodes"].keys() == {"north"}
     assert "".join(errors for _, errors in ended).count("dft: north is not fit for training: ") == 1
 
 
+def test_a_port_that_is_taken_is_no_fault_of_the_node(run: RunDirectory) -> None:
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        ended = Node(0, run, taken.getsockname()[1]).ended()
+    assert ended[0] == 1
+    assert ended[1].startswith("dft: error: north: the other nodes cannot be met (")
+
+
 def test_the_judgement_is_written_though_the_first_node_cannot_write(run: RunDirectory) -> None:
     port = free_port()
-    nodes = [Node(rank, run, port, patience=60, writes=rank > 0) for rank in range(3)]
+    nodes = [Node(rank, run, port, writes=rank > 0) for rank in range(3)]
     ended = [node.ended() for node in nodes]
     assert [code for code, _ in ended] == [78, 78, 78], ended
     bad = read_json(nodes[0].out)["bad_nodes"]
     assert bad.keys() == {"north"}
     assert "File too large" in bad["north"]
-    assert [path.name for path in run.path.iterdir()] in (["config.json", "slurm"], ["slurm", "config.json"])
+    assert sorted(path.name for path in run.path.iterdir()) == ["config.json", "slurm"]
 
 
 def test_a_request_to_stop_ends_all_nodes_at_once_and_blames_none(run: RunDirectory) -> None:
     port = free_port()
-    nodes = [Node(rank, run, port, patience=60) for rank in (0, 1)]
+    nodes = [Node(rank, run, port) for rank in (0, 1)]
     deadline = time.monotonic() + 60
     while len(list(run.path.glob(".preflight-*"))) < 2:
         assert time.monotonic() < deadline
@@ -163,7 +179,7 @@ def test_a_request_to_stop_ends_all_nodes_at_once_and_blames_none(run: RunDirect
     nodes[0].process.send_signal(signal.SIGTERM)
     assert nodes[0].ended()[0] == 75
     assert time.monotonic() - begin < 2
-    nodes.append(Node(2, run, port, patience=60))  # a late one goes by the judgement that it finds
+    nodes.append(Node(2, run, port))  # a late one goes by the judgement that it finds
     assert [node.ended()[0] for node in nodes[1:]] == [75, 75]
     assert read_json(nodes[0].out)["bad_nodes"] == {}
     assert not list(run.path.glob(".preflight-*"))
