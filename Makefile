@@ -44,7 +44,7 @@ slurm-up: venv ## a real Slurm on loopback: four nodes (installs Debian's packag
 slurm-down: venv ## end it
 	$(BIN)/python tests/support/cluster.py down
 
-test-slurm: venv ## jobs on that Slurm: pre-emption, node failure, other sizes, evaluation, sweeps
+test-slurm: venv ## jobs on a Slurm of the tests' own: pre-emption, node failure, other sizes, evaluation, sweeps
 	$(BIN)/pytest -m "not gpu" tests/slurm
 
 test-slow: venv ## the long suites: every kill, every world size, the whole demo

@@ -90,8 +90,8 @@ def job_of(run: RunDirectory) -> str:
 
 def finished(run: RunDirectory) -> bool:
     """Whether its jobs have come to an end; raises RuntimeError when it is not that of a finished run."""
-    ends = [event for event in attempts.history(run) if event.event == "end"]
-    if not ends or ends[-1].action.startswith(("requeued", "submitted")):
+    ends = [event for event in attempts.since_submission(attempts.history(run)) if event.event == "end"]
+    if not ends or ends[-1].action.startswith(("requeued", "submitted", "left to Slurm")):
         return False
     if ends[-1].outcome != "finished":
         raise RuntimeError(f"{run.path}: {ends[-1].outcome}: {ends[-1].message}\n{said(run)[-3000:]}")

@@ -82,6 +82,10 @@ class Job:
         """Where its nodes' reports are."""
         return run.slurm / "attempts" / f"{self.number}.{self.restart}"
 
+    def stop_file(self, run: RunDirectory) -> Path:
+        """There when the batch script was asked to stop: srun loses a signal that comes before its tasks can hear."""
+        return self.folder(run) / "stop"
+
 
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -110,12 +114,12 @@ def reports(run: RunDirectory, job: Job) -> dict[str, NodeReport]:
 
 def requeues(events: Sequence[Event]) -> int:
     """How often the run's job began again since it was submitted."""
-    return max(0, sum(event.event == "begin" for event in _since_submission(events)) - 1)
+    return max(0, sum(event.event == "begin" for event in since_submission(events)) - 1)
 
 
 def refusal(events: Sequence[Event], step: int, max_requeues: int) -> str | None:
     """Why a job that is about to begin shall not; `step` is the newest checkpoint's. Pure."""
-    begun = _since_submission(events)
+    begun = since_submission(events)
     if requeues(begun) >= max_requeues:
         return f"it was requeued {requeues(begun)} times, and {max_requeues} are allowed (max_requeues)"
     lost = 0
@@ -158,7 +162,8 @@ def judge(
         return Verdict("bad-node", EXIT_FAULT, message, again, names, None, f"bad node {','.join(names)}")
     if not silent and codes == {EXIT_DONE}:
         return Verdict("finished", EXIT_DONE, "the run is finished")
-    if codes <= {EXIT_DONE, EXIT_STOPPED} and (EXIT_STOPPED in codes or asked != "none") and (not silent or not said):
+    stopped = asked != "none" or (EXIT_STOPPED in codes and not silent)  # a node may be asked before it can say a word
+    if stopped and codes <= {EXIT_DONE, EXIT_STOPPED}:
         return Verdict("stopped", EXIT_STOPPED, _stop_message(said), again)
     failed = _first_to_fail([report for report in said.values() if report.code not in (EXIT_DONE, EXIT_STOPPED)])
     if silent and (failed is None or failed.cause == LOST):
@@ -186,11 +191,11 @@ def _first_to_fail(failed: Sequence[NodeReport]) -> NodeReport | None:
 
 
 def _same_failure_before(events: Sequence[Event], cause: str, step: int | None) -> bool:
-    ended = [event for event in _since_submission(events) if event.event == "end"]
+    ended = [event for event in since_submission(events) if event.event == "end"]
     return bool(ended) and ended[-1].outcome == "failed" and (ended[-1].cause, ended[-1].step) == (cause, step)
 
 
-def _since_submission(events: Sequence[Event]) -> Sequence[Event]:
+def since_submission(events: Sequence[Event]) -> Sequence[Event]:
     """A person who submits anew has looked."""
     last = max((i for i, event in enumerate(events) if event.event == "submit"), default=-1)
     return events[last + 1 :]

@@ -1,6 +1,8 @@
 """A real Slurm for the tests of this folder, and one uninterrupted run that the others must equal."""
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,14 +15,17 @@ from distributed_ft.artifacts import RunDirectory
 
 
 @pytest.fixture(scope="session")
-def running() -> Iterator[Cluster]:
-    """The cluster that `make slurm-up` brought up, or one for this session."""
-    cluster = Cluster()
-    was_up = cluster.running
-    cluster.up()
-    yield cluster
-    if not was_up:
+def running(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """One of this session's own, beside any that is up: the tests kill nodes and cancel every job. Its logs stay where
+    a test failed."""
+    cluster = Cluster(Path(tempfile.mkdtemp(prefix="dft-slurm-", dir="/tmp")))  # short, as sockets are in it
+    try:
+        cluster.up()
+        yield cluster
+    finally:
         cluster.down()
+    if not request.session.testsfailed:
+        shutil.rmtree(cluster.state)
 
 
 @pytest.fixture

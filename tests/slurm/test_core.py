@@ -18,9 +18,14 @@ from launcher import attempts
 SHAPE = ("--nodes", "2", "--gpus-per-node", "2", "--until-done")
 
 
-def processes_of(run: RunDirectory) -> list[str]:
-    """Command lines that name the run directory."""
-    return [line for pid in pids() if str(run.path) in (line := command_line(pid)) and pid != os.getpid()]
+def left_of(run: RunDirectory, seconds: float = 15) -> list[str]:
+    """Command lines that name the run directory still, after so many seconds at most."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = [line for pid in pids() if str(run.path) in (line := command_line(pid)) and pid != os.getpid()]
+        if not found or time.monotonic() > deadline:
+            return found
+        time.sleep(0.1)
 
 
 def dft(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
@@ -38,7 +43,7 @@ def test_two_nodes_of_two_interrupted_once_equal_four_local_processes(
     assert (one.requeues, one.redone) == (1, 0)
     assert cluster.show(job_of(run))["Restarts"] == "1"
     assert curve(run) == curve(whole)
-    assert processes_of(run) == []
+    assert left_of(run) == []
     state = dft("status", str(run.path), cwd=tmp_path).stdout
     assert "finished" in state
     assert "node1, node2" in state
@@ -67,10 +72,7 @@ def test_cancelling_leaves_a_run_that_goes_on_and_no_process(
     until(lambda: last_step(run) >= 12, f"does not train:\n{said(run)}")
     assert dft("cancel", str(run.path), cwd=tmp_path).returncode == 0
     cluster.wait(job_of(run), "CANCELLED")
-    deadline = time.monotonic() + 15
-    while processes_of(run) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert processes_of(run) == []
+    assert left_of(run) == []
     assert run.newest_complete() is not None
     time.sleep(8)  # a requeued job would be back by now
     assert cluster.state_of(job_of(run)) == "CANCELLED"

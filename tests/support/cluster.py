@@ -104,7 +104,8 @@ class Cluster:
         install()
         for folder in ("munge", "ctld", "run", "log", "dev", *(f"spool/{node}" for node in NODES)):
             (self.state / folder).mkdir(parents=True, exist_ok=True)
-        (self.state / "munge").chmod(0o755)
+        for way in (self.state, self.state / "munge"):
+            way.chmod(0o755)  # or munged refuses: its socket must be within everybody's reach
         key = self.state / "munge" / "munge.key"
         if not key.exists():
             key.write_bytes(os.urandom(1024))
