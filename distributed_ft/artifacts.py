@@ -376,11 +376,13 @@ def prune(run: RunDirectory, keep: int) -> list[Checkpoint]:
 
     A checkpoint beyond LATEST was damaged when the run resumed from an earlier one: it takes no good one's place.
     """
-    best, latest = run.pointer("BEST"), run.pointer("LATEST")
-    found = run.all_checkpoints()
+    latest, found = run.pointer("LATEST"), run.all_checkpoints()
     kept = {c.step for c in [c for c in found if latest is None or c.step <= latest.step][-keep:]}
-    old = [c for c in found if c.step not in kept and (best is None or c.step != best.step)]
-    for checkpoint in old:
-        (checkpoint.path / "manifest.json").unlink(missing_ok=True)  # from here on it is not a checkpoint
-        shutil.rmtree(checkpoint.path)
-    return old
+    deleted = []
+    for checkpoint in [c for c in found if c.step not in kept]:
+        best = run.pointer("BEST")  # each time: an eval driver may move it meanwhile
+        if best is None or best.step != checkpoint.step:
+            (checkpoint.path / "manifest.json").unlink(missing_ok=True)  # from here on it is not a checkpoint
+            shutil.rmtree(checkpoint.path)
+            deleted.append(checkpoint)
+    return deleted

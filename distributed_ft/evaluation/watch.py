@@ -80,7 +80,8 @@ def _follow(
             scores, problem = _scored(evaluation, scores, waiting[0])
             failed += [problem] if problem else []
             release(waiting[0])
-        if waiting or summary is None:
+        lost = best is None or not best.published  # by a trainer that had looked just before BEST named it
+        if waiting or summary is None or (lost and summary.selection.step is not None):
             summary = evaluation.conclude(scores)
             step = summary.selection.step
             print(f"BEST: {'none' if step is None else f'step {step}'}", file=sys.stderr, flush=True)

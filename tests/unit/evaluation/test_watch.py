@@ -129,6 +129,34 @@ def test_what_was_scored_is_believed_and_a_stopped_training_is_told_once(
     assert told.count("(stored before)") == 3
 
 
+def test_best_moves_on_when_a_trainer_removes_what_it_has_just_come_to_name(
+    make_run: MakeRun, adapters: dict[str, Path]
+) -> None:
+    run = make_run({10: adapters["kept"], 20: adapters["kept"]})
+    say(run, "training", 20)
+    judged = run.evaluation / "summary.json"
+    named = []
+
+    def until(happens: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 60
+        while not happens() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        named.append(run.best_file.read_text())
+
+    def train() -> None:
+        until(lambda: judged.exists() and set(json.loads(judged.read_text())["forgetting"]) == {"10", "20"})
+        shutil.rmtree(run.checkpoints / "step-00000010")  # when nothing is left to score
+        until(lambda: run.best_file.read_text() != named[0])
+        say(run, "finished", 40)
+
+    trainer = threading.Thread(target=train)
+    trainer.start()
+    assert main([str(run.path), "--watch"]) == 0
+    trainer.join()
+    assert named == ["step-00000010\n", "step-00000020\n"]
+    assert run.best_file.read_text() == "step-00000020\n"
+
+
 def test_the_driver_without_watch_scores_what_was_claimed_too(make_run: MakeRun, adapters: dict[str, Path]) -> None:
     run = make_run({})
     save(run, 10, adapters["kept"])
