@@ -37,9 +37,13 @@ def main() -> int:
             said = _report(run, job, asked)
         except FtError as error:
             said = NodeReport(node=host_name(), code=EXIT_USER, message=str(error))
-    attempts.report(run, job, said.model_copy(update={"at": attempts.now()}))
     if said.message:
         print(f"dft: {said.message}", file=sys.stderr, flush=True)
+    try:
+        attempts.report(run, job, said.model_copy(update={"at": attempts.now()}))
+    except OSError as error:  # of a node that cannot write; the others can still say so, if srun lets them
+        print(f"dft: {host_name()} cannot write its report: {error}", file=sys.stderr, flush=True)
+        time.sleep(GIVE_UP_SECONDS / 3)
     return EXIT_DONE if said.code in (EXIT_DONE, EXIT_STOPPED, EXIT_USER) else EXIT_FAULT
 
 
