@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 VARIABLE = "DFT_BEATS"
+_STALL_VARIABLE = "DFT_STALL_SECONDS"
 _SIZE = 192  # bytes of a record: always the same, so that a new one covers the old one
 
 
@@ -24,6 +25,11 @@ class Beat:
     step: int
     phase: str
     time: float
+
+
+def stall_seconds() -> float:
+    """So long may the ranks of a node train without a beat before one of them is said to hold the others up."""
+    return float(os.environ.get(_STALL_VARIABLE, "600"))
 
 
 class Pulse:
@@ -57,6 +63,19 @@ def note(rank: int, text: str) -> None:
 def notes(directory: Path) -> dict[int, str]:
     """The words that ranks left."""
     return {int(path.name.removeprefix("note-")): path.read_text() for path in directory.glob("note-*")}
+
+
+def count(rank: int, collectives: int) -> None:
+    """Say how many collectives this rank has entered so far."""
+    folder = os.environ.get(VARIABLE)
+    if folder is not None:
+        (Path(folder) / f"collectives-{rank}").write_text(f"{collectives}\n")
+
+
+def collectives(directory: Path) -> dict[int, int]:
+    """How many collectives each rank that was asked had entered."""
+    said = {path: path.read_text() for path in directory.glob("collectives-*")}
+    return {int(p.name.removeprefix("collectives-")): int(text) for p, text in said.items() if text.endswith("\n")}
 
 
 def read(directory: Path) -> dict[int, Beat]:

@@ -82,6 +82,10 @@ class Job:
         """Where its nodes' reports are."""
         return run.slurm / "attempts" / f"{self.number}.{self.restart}"
 
+    def stop_file(self, run: RunDirectory) -> Path:
+        """There when the batch script was asked to stop: srun loses a signal that comes before its tasks can hear."""
+        return self.folder(run) / "stop"
+
 
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -158,7 +162,8 @@ def judge(
         return Verdict("bad-node", EXIT_FAULT, message, again, names, None, f"bad node {','.join(names)}")
     if not silent and codes == {EXIT_DONE}:
         return Verdict("finished", EXIT_DONE, "the run is finished")
-    if codes <= {EXIT_DONE, EXIT_STOPPED} and (EXIT_STOPPED in codes or asked != "none") and (not silent or not said):
+    stopped = asked != "none" or (EXIT_STOPPED in codes and not silent)  # a node may be asked before it can say a word
+    if stopped and codes <= {EXIT_DONE, EXIT_STOPPED}:
         return Verdict("stopped", EXIT_STOPPED, _stop_message(said), again)
     failed = _first_to_fail([report for report in said.values() if report.code not in (EXIT_DONE, EXIT_STOPPED)])
     if silent and (failed is None or failed.cause == LOST):

@@ -139,21 +139,23 @@ def _is_being_ended(number: str) -> bool:
 
 
 def _again(run: RunDirectory, job: Job, verdict: Verdict) -> str:
-    """Requeue, or submit anew where that is refused or would bring the same node back. Returns what was done."""
-    if not verdict.exclude:
-        refused = slurm.requeue(job.number)
-        if refused is None:
-            return "requeued"
-        print(f"dft: Slurm would not requeue job {job.number} ({refused}); it is submitted anew", file=sys.stderr)
+    """Requeue, or submit anew where Slurm refuses that; without the nodes that are not fit. Returns what was done."""
     former = slurm.job(job.number).get("ExcNodeList", "(null)")
-    excluded = [*([] if former == "(null)" else [former]), *verdict.exclude]
-    options = [f"--dependency=afterany:{job.number}", *([f"--exclude={','.join(excluded)}"] if excluded else [])]
-    script = run.slurm / "train.sbatch"
-    number = slurm.submit(script, options)
+    excluded = ",".join([*([] if former == "(null)" else [former]), *verdict.exclude])
+    without = f" without {', '.join(verdict.exclude)}" if verdict.exclude else ""
+    refused = slurm.requeue(job.number)
+    if refused is None and verdict.exclude:  # Slurm takes it only of a job that does not run, so in this order
+        refused = slurm.exclude(job.number, excluded)
+        return f"requeued{without if refused is None else ''}"
+    if refused is None:
+        return "requeued"
+    print(f"dft: Slurm would not requeue job {job.number} ({refused}); it is submitted anew", file=sys.stderr)
+    options = [f"--dependency=afterany:{job.number}", *([f"--exclude={excluded}"] if excluded else [])]
+    number = slurm.submit(run.slurm / "train.sbatch", options)
     submitted = run.slurm / "job.json"
     if submitted.exists():
         write_json(submitted, {**read_json(submitted), "job": number})
-    return f"submitted anew as job {number}" + (f" without {', '.join(verdict.exclude)}" if verdict.exclude else "")
+    return f"submitted anew as job {number}{without}"
 
 
 def _until_done() -> bool:

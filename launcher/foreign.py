@@ -10,6 +10,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import IO
 
@@ -18,6 +19,7 @@ from distributed_ft.artifacts import RunDirectory, host_name
 from distributed_ft.errors import EXIT_FAULT
 from launcher.plan import LaunchPlan
 from launcher.processes import heeding, held_back, patience, start
+from launcher.stall import Stall, Vigil
 from launcher.watch import Ending, culprit, ending, exit_code_of
 
 
@@ -27,20 +29,26 @@ def run_launcher(plan: LaunchPlan, run: RunDirectory, again: str, lock: IO[str] 
     return launched(plan, run, again, lock).tell()
 
 
-def launched(plan: LaunchPlan, run: RunDirectory, again: str, lock: IO[str] | None = None) -> Ending:
-    """The same without a word: how the `plan.num_ranks` ranks of this node ended, whichever of the world's they are."""
+def launched(
+    plan: LaunchPlan, run: RunDirectory, again: str, lock: IO[str] | None = None, requests: list[int] | None = None
+) -> Ending:
+    """The same without a word: how the `plan.num_ranks` ranks of this node ended, whichever of the world's they are.
+    `requests`: the list of one who heeds signals already."""
     (process,), signed = plan.processes, plan.roll
     assert signed is not None
     signed.touch()
-    with tempfile.TemporaryDirectory(prefix="dft-") as heard, heeding(lambda _: None) as asked:
+    hearing = heeding(lambda _: None) if requests is None else nullcontext(requests)
+    with tempfile.TemporaryDirectory(prefix="dft-") as heard, hearing as asked:
         with held_back():
             child = start(process, run, 0, lock, add={beats.VARIABLE: heard}, deaf=True)
         try:
-            ended = _wait(child, signed, plan.num_ranks, asked)
+            ended, stall = _wait(child, signed, plan.num_ranks, asked, Vigil(Path(heard), run))
         finally:
             _kill(child, signed)
         for rank, code in roll.read(signed).ended.items():
             ended.setdefault(rank, code)
+        if stall is not None:
+            return ending(ended, Path(heard), run, again, asked, stall)
         if (child.returncode == 0 and len(ended) < plan.num_ranks) or (not ended and len(asked) < 2):
             missing = plan.num_ranks - len(ended)
             what = (
@@ -51,9 +59,12 @@ def launched(plan: LaunchPlan, run: RunDirectory, again: str, lock: IO[str] | No
         return ending(ended, Path(heard), run, again, asked)
 
 
-def _wait(child: subprocess.Popen[bytes], signed: Path, num_ranks: int, asked: list[int]) -> dict[int, int]:
-    """Until the launcher has ended; until those who are left have had their time, after a rank failed; or until
-    somebody asked twice. Returns rank -> exit code, of those that ended so far, in that order."""
+def _wait(
+    child: subprocess.Popen[bytes], signed: Path, num_ranks: int, asked: list[int], vigil: Vigil
+) -> tuple[dict[int, int], Stall | None]:
+    """Until the launcher has ended; until those who are left have had their time, after a rank failed; until one
+    stalls; or until somebody asked twice. Returns rank -> exit code, of those that ended so far, in that order, and who
+    stalls."""
     told: set[int] = set()
     ended: dict[int, int] = {}
     deadline = None
@@ -74,8 +85,10 @@ def _wait(child: subprocess.Popen[bytes], signed: Path, num_ranks: int, asked: l
             deadline = min(deadline or float("inf"), time.monotonic() + patience(first[1]))
         if deadline is not None and time.monotonic() > deadline:
             break
+        if first is None and (stall := vigil.look()) is not None:
+            return ended, stall
         time.sleep(0.02)
-    return ended
+    return ended, None
 
 
 def _kill(child: subprocess.Popen[bytes], signed: Path) -> None:

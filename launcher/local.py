@@ -17,7 +17,7 @@ from distributed_ft.errors import EXIT_USER, CheckpointError, ConfigError
 from launcher import plan as plans
 from launcher.foreign import run_launcher
 from launcher.plan import LaunchPlan, Process, Start
-from launcher.processes import run_plan
+from launcher.processes import run_plan, stoppable
 
 if TYPE_CHECKING:
     from distributed_ft.data.store import PreparedData
@@ -146,9 +146,10 @@ def _check(run: RunDirectory, config: RunConfig, start: Start, here: bool = True
         _check_launcher(config, start)
     from distributed_ft.train import preflight
 
-    run.newest_complete()  # damaged checkpoints are refused here, before anything is loaded
-    check_tasks(config)
-    return preflight.check(config, start.num_processes, fresh=not run.checkpoints.exists(), here=here)
+    with stoppable("stopped on request before the training began; nothing is lost, and the same command begins again"):
+        run.newest_complete()  # damaged checkpoints are refused here, before anything is loaded
+        check_tasks(config)
+        return preflight.check(config, start.num_processes, fresh=not run.checkpoints.exists(), here=here)
 
 
 def _check_launcher(config: RunConfig, start: Start) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import cast
@@ -23,20 +24,32 @@ from launcher.processes import heeding
 from launcher.watch import Ending
 
 FIRST_PORT, PORTS = 10_000, 20_000  # below those that the system hands out for connections
+REMIND_SECONDS = 1.0
 GIVE_UP_SECONDS = 30.0  # for a pre-flight that was asked to stop
 
 
 def main() -> int:
     """0 unless something failed here: what is meant for the user, or was asked for, is no fault in srun's eyes."""
-    run, job = RunDirectory(sys.argv[1]), Job.of_environment()
-    try:
-        said = _report(run, job)
-    except FtError as error:
-        said = NodeReport(node=host_name(), code=EXIT_USER, message=str(error))
+    with heeding(lambda _: None) as asked:
+        run, job = RunDirectory(sys.argv[1]), Job.of_environment()
+        threading.Thread(target=_remind, args=(job.stop_file(run), asked), daemon=True).start()
+        try:
+            said = _report(run, job, asked)
+        except FtError as error:
+            said = NodeReport(node=host_name(), code=EXIT_USER, message=str(error))
     attempts.report(run, job, said.model_copy(update={"at": attempts.now()}))
     if said.message:
         print(f"dft: {said.message}", file=sys.stderr, flush=True)
     return EXIT_DONE if said.code in (EXIT_DONE, EXIT_STOPPED, EXIT_USER) else EXIT_FAULT
+
+
+def _remind(stop_file: Path, asked: list[int]) -> None:
+    """A request that srun lost, as it came before this process could hear, is in a file."""
+    while not asked:
+        if stop_file.exists():
+            os.kill(os.getpid(), signal.SIGUSR1)
+            return
+        time.sleep(REMIND_SECONDS)
 
 
 def place_of(job: Job, node: str, processes: int, host: str) -> Place:
@@ -53,17 +66,20 @@ def place_of(job: Job, node: str, processes: int, host: str) -> Place:
     )
 
 
-def _report(run: RunDirectory, job: Job) -> NodeReport:
+def _report(run: RunDirectory, job: Job, asked: list[int]) -> NodeReport:
     node, processes = host_name(), int(os.environ.get("DFT_PROCESSES_PER_NODE") or 1)
     place = place_of(job, node, processes, os.environ.get("SLURM_LAUNCH_NODE_IPADDR") or job.nodes[0])
     if os.environ.get("DFT_PREFLIGHT", "1") != "0":
-        found = _preflight(run, job, place, processes)
+        found = _preflight(run, job, place, processes, asked)
         if found.code != EXIT_DONE:
             return found
+    if asked:
+        return NodeReport(node=node, code=EXIT_STOPPED)
     start = Start(processes, cast(Launcher, os.environ.get("DFT_LAUNCHER") or "torchrun"))
     with tempfile.TemporaryDirectory(prefix="dft-") as folder:
         again = f"dft submit {run.path}"
-        ended = launched(plan.launcher_plan(run.path, start, again, Path(folder) / "roll", place), run, again)
+        launch = plan.launcher_plan(run.path, start, again, Path(folder) / "roll", place)
+        ended = launched(launch, run, again, requests=asked)
     return _said(node, ended)
 
 
@@ -73,7 +89,7 @@ def _said(node: str, ended: Ending) -> NodeReport:
     )
 
 
-def _preflight(run: RunDirectory, job: Job, place: Place, processes: int) -> NodeReport:
+def _preflight(run: RunDirectory, job: Job, place: Place, processes: int, asked: list[int]) -> NodeReport:
     """One process of the pre-flight; the nodes come to one judgement, which is in a file of the job's."""
     out = job.folder(run) / "preflight.json"
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -89,11 +105,9 @@ def _preflight(run: RunDirectory, job: Job, place: Place, processes: int) -> Nod
     }
     node = job.nodes[place.node]
     command = [sys.executable, "-m", "distributed_ft.train.allocation", str(run.path), "--out", str(out)]
-    with heeding(lambda _: None) as asked:
-        child = subprocess.Popen(command, env=environment, start_new_session=True)
-        code = _wait(child, asked)
+    code = _wait(subprocess.Popen(command, env=environment, start_new_session=True), asked)
     if asked:
-        return NodeReport(node=node, code=EXIT_STOPPED, message="stopped on request before the first step")
+        return NodeReport(node=node, code=EXIT_STOPPED)
     if code == EXIT_BAD_NODE:
         return NodeReport(node=node, code=code, bad_nodes=read_json(out)["bad_nodes"])
     if code in (EXIT_DONE, EXIT_USER):

@@ -18,9 +18,10 @@ from typing import IO
 
 from distributed_ft import beats
 from distributed_ft.artifacts import RunDirectory
-from distributed_ft.errors import EXIT_LOST, EXIT_STOPPED, EXIT_USER
+from distributed_ft.errors import EXIT_LOST, EXIT_STOPPED, EXIT_USER, Stopped
 from distributed_ft.roll import end_with_parent, same_request_seconds
 from launcher.plan import LaunchPlan, Process
+from launcher.stall import Stall, Vigil
 from launcher.watch import culprit, ending
 
 GRACE_SECONDS = 30.0  # for the other ranks to end after one has stopped or refused
@@ -51,8 +52,8 @@ def run_plan(plan: LaunchPlan, run: RunDirectory, again: str, lock: IO[str] | No
             with held_back():
                 for rank, process in enumerate(plan.processes):
                     children.append(start(process, run, rank, lock, quiet, {beats.VARIABLE: heard}))
-            ended = _wait(children)
-            return ending(ended, Path(heard), run, again, asked).tell()
+            ended, stall = _wait(children, Vigil(Path(heard), run))
+            return ending(ended, Path(heard), run, again, asked, stall).tell()
         finally:
             for child in children:
                 if child.poll() is None:
@@ -80,6 +81,21 @@ def heeding(act: Callable[[list[int]], None]) -> Iterator[list[int]]:
     former = {number: signal.signal(number, on_signal) for number in heard}
     try:
         yield asked
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def stoppable(message: str) -> Iterator[None]:
+    """Raise Stopped at a request to stop, as Ctrl-C interrupts: for work of this process that may be cut anywhere."""
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        raise Stopped(message)
+
+    former = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
@@ -130,9 +146,9 @@ def _at_birth(deaf: bool) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
 
 
-def _wait(children: list[subprocess.Popen[bytes]]) -> dict[int, int]:
-    """Wait until all have ended, or until those who are left have had their time after one failed. Returns rank -> exit
-    code, of those that ended by themselves, in that order."""
+def _wait(children: list[subprocess.Popen[bytes]], vigil: Vigil) -> tuple[dict[int, int], Stall | None]:
+    """Wait until all have ended, until those who are left have had their time after one failed, or until one stalls.
+    Returns rank -> exit code, of those that ended by themselves, in that order, and who stalls."""
     ended: dict[int, int] = {}
     deadline = None
     while len(ended) < len(children):
@@ -144,8 +160,10 @@ def _wait(children: list[subprocess.Popen[bytes]]) -> dict[int, int]:
             deadline = min(deadline or float("inf"), time.monotonic() + patience(first[1]))
             if time.monotonic() > deadline:
                 break
+        elif (stall := vigil.look()) is not None:
+            return ended, stall
         time.sleep(0.05)
-    return ended
+    return ended, None
 
 
 def patience(code: int) -> float:

@@ -73,6 +73,12 @@ def requeue(number: str) -> str | None:
     return _said(done) if done.returncode else None
 
 
+def exclude(number: str, nodes: str) -> str | None:
+    """Keep a job that does not run (a list of nodes, `a,b`) off them. None, or why Slurm would not."""
+    done = _ask("scontrol", "update", f"JobId={number}", f"ExcNodeList={nodes}")
+    return _said(done) if done.returncode else None
+
+
 def cancel(number: str) -> str | None:
     """None, or why Slurm would not."""
     done = _ask("scancel", number)

@@ -12,10 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from distributed_ft.artifacts import RunDirectory, read_json, write_json
 from distributed_ft.config.document import dotted, parse_override
 from distributed_ft.config.load import LoadedRun, load, load_resolved
-from distributed_ft.errors import EXIT_DONE, EXIT_STOPPED, EXIT_USER, ConfigError, FtError, Stopped
+from distributed_ft.errors import EXIT_DONE, EXIT_STOPPED, EXIT_USER, CheckpointError, ConfigError, FtError, Stopped
 from distributed_ft.records import SCHEMA, Sweep, SweptRun
 from launcher import local
 from launcher.plan import Start
@@ -118,13 +120,19 @@ def _in_name(value: str) -> str:
 
 
 def runs_named(paths: Sequence[Path]) -> list[Path]:
-    """Run directories, each once; a sweep's file stands for those of its runs that exist."""
+    """Run directories, each once; a sweep's file stands for those of its runs that exist.
+
+    Raises CheckpointError when such a file cannot be read."""
     found: dict[Path, None] = {}
     for path in paths:
         if not path.name.endswith(".sweep.json"):
             found[path] = None
             continue
-        for run in Sweep(**read_json(path)).runs:
+        try:
+            swept = Sweep(**read_json(path)).runs
+        except (ValidationError, TypeError):
+            raise CheckpointError(f"{path}: is not what `dft sweep` writes; name the run directories") from None
+        for run in swept:
             if RunDirectory(run.run_dir).config.exists():
                 found[Path(run.run_dir)] = None
             else:

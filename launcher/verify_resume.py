@@ -15,9 +15,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from distributed_ft.artifacts import Checkpoint, RunDirectory, read_json_lines, step_name
 from distributed_ft.config.load import LoadedRun
@@ -165,10 +165,10 @@ def _until(trial: Trial, name: str, nproc: int, moment: Callable[[], bool], numb
 
     The ranks end with the command that started them: when it is killed, the kernel kills them."""
     log = trial.folder / f"{name}.out"
-    with ExitStack() as held:
-        output = held.enter_context(log.open("ab"))
+    with log.open("ab") as output, TemporaryDirectory(prefix="dft-", ignore_cleanup_errors=True) as scratch:
         child = subprocess.Popen(
             _command(trial, name, nproc),
+            env={**os.environ, "TMPDIR": scratch},  # who is killed cannot tidy up
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -185,7 +185,7 @@ def _until(trial: Trial, name: str, nproc: int, moment: Callable[[], bool], numb
             if child.poll() is None:
                 child.kill()
                 child.wait()
-    _wait_until_free(trial.run(name))
+            _wait_until_free(trial.run(name))
     if code not in (EXIT_DONE, EXIT_STOPPED, -signal.SIGKILL):
         print("\n".join(log.read_text(errors="replace").splitlines()[-TAIL:]), file=sys.stderr)
         _say(f"FAILED: the training ended with exit code {code}: {shlex.join(_command(trial, name, nproc)[2:])}")
@@ -297,7 +297,7 @@ def _judge_by_tolerance(trial: Trial, a: RunDirectory, b: RunDirectory, after: r
     if worst > limit:
         _say(f"DIFFERENT: {figures}; losses may differ by {limit:g} in {trial.loaded.config.model.dtype}")
         return EXIT_FAULT
-    world = f"{trial.resume_nproc} processes" + (
+    world = f"{trial.resume_nproc} process{'es' if trial.resume_nproc > 1 else ''}" + (
         "" if trial.resume_nproc == trial.start.num_processes else f" instead of {trial.start.num_processes}"
     )
     print(

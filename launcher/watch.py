@@ -12,7 +12,9 @@ from pathlib import Path
 
 from distributed_ft import beats
 from distributed_ft.artifacts import RunDirectory, host_name
+from distributed_ft.beats import Beat
 from distributed_ft.errors import EXIT_DONE, EXIT_FAULT, EXIT_LOST, EXIT_STOPPED, EXIT_USER
+from launcher.stall import Stall
 
 LOST = "lost its peers"  # the cause of a failure that is another rank's
 VANISHED = -1000  # a rank that is gone and nobody knows how
@@ -23,8 +25,9 @@ _REQUESTS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 class Ending:
     """How the ranks of this node ended.
 
-    code: of the command; message: one line for the user, empty where rank 0 has said it; cause: the same words for the
-    same failure ("SIGKILL", "lost its peers", "ValueError: …"), empty where nothing failed.
+    code: of the command; message: one line for the user (and a stack, where one stalled), empty where rank 0 has said
+    it; cause: the same words for the same failure ("SIGKILL", "stalled", "lost its peers", "ValueError: …"), empty
+    where nothing failed.
     """
 
     code: int
@@ -49,7 +52,9 @@ def culprit(ended: dict[int, int]) -> tuple[int, int] | None:
     return next((end for end in failed if end[1] != EXIT_LOST), failed[0] if failed else None)
 
 
-def ending(ended: dict[int, int], heard: Path, run: RunDirectory, again: str, asked: list[int]) -> Ending:
+def ending(
+    ended: dict[int, int], heard: Path, run: RunDirectory, again: str, asked: list[int], stall: Stall | None = None
+) -> Ending:
     """What became of a training, from how its ranks ended: see `culprit`.
 
     Args:
@@ -57,10 +62,13 @@ def ending(ended: dict[int, int], heard: Path, run: RunDirectory, again: str, as
         heard: the directory of the ranks' beats and notes.
         again: the command that continues the run.
         asked: the signals by which the launcher was asked to stop.
+        stall: the rank for whose sake the others are ended.
     """
     first = culprit(ended)
     if len(asked) > 1:
         return Ending(128 + asked[-1], f"ended at once, as it was asked twice; continue with: {again}")
+    if stall is not None:
+        return _stalled(stall, beats.read(heard).get(stall.rank), again)
     if first is None:
         return Ending(EXIT_DONE)
     rank, code = first
@@ -85,6 +93,14 @@ def ending(ended: dict[int, int], heard: Path, run: RunDirectory, again: str, as
     told_by_all = ended.get(0) == code  # an error that all ranks share is rank 0's, who tells it
     message = "" if rank == 0 or told_by_all else f"rank {rank} failed; see {log}"
     return Ending(code if code == EXIT_USER else EXIT_FAULT, message, rank, host, step, note or f"exit code {code}")
+
+
+def _stalled(stall: Stall, last: Beat | None, again: str) -> Ending:
+    step, host = last.step if last else None, host_name()
+    line = f"{_named(stall.rank, host)} {stall.how}{_after(step)}, and no rank here moved for {stall.seconds:.0f} s"
+    stack = f"\nit stood at (innermost call first):\n{stall.stack}" if stall.stack else ""
+    cause = "stalled" if stall.alone else LOST  # in a job of several nodes another one knows more
+    return Ending(EXIT_FAULT, f"{line}; continue with: {again}{stack}", stall.rank, host, step, cause)
 
 
 def exit_code_of(pid: int) -> int | None:

@@ -63,6 +63,11 @@ class Comparison:
     keys: tuple[str, ...]
     groups: tuple[tuple[Entry, ...], ...]
 
+    def label(self, entry: Entry) -> str:
+        """What tells a run from the others: its name, or where it lies when another one has the same name."""
+        alike = [other for group in self.groups for other in group if other.name == entry.name]
+        return entry.name if len(alike) == 1 else entry.path
+
 
 def compare(paths: Sequence[Path]) -> Comparison:
     """Raises CheckpointError when a run directory cannot be read."""
@@ -176,25 +181,29 @@ def text(comparison: Comparison) -> str:
     parts = []
     if len(evaluated) > 1:
         parts.append("These runs were judged by other items or tasks: compare only within a table.")
-    parts += [_table(group, comparison.keys) for group in groups]
+    parts += [_table(comparison, group) for group in groups]
     shown = [entry for group in evaluated for entry in group]
     if any(not entry.is_best for entry in shown):
         parts.append(
-            "† no BEST: no checkpoint is inside the forgetting budget; the score is of the one that the report judges"
+            "† not BEST, but what the report judges: none is inside the forgetting budget, or BEST has learned nothing"
         )
     if any(entry.pareto for entry in shown):
-        parts.append("* Pareto front: none scores as high for less. Hours are of the steps, over all processes.")
+        parts.append(
+            "* Pareto front: no other BEST scores as high for less. Hours are of the steps, over all processes."
+        )
     return "\n\n".join(parts)
 
 
-def _table(group: Sequence[Entry], keys: Sequence[str]) -> str:
+def _table(comparison: Comparison, group: Sequence[Entry]) -> str:
+    keys = comparison.keys
     unit = "GPU" if all(entry.unit == "GPU" for entry in group) else "process"
     last = [key.rpartition(".")[2] for key in keys]
     labels = [short if last.count(short) == 1 else key for short, key in zip(last, keys, strict=True)]
     head = ["", "run", *labels, "checkpoint", "score", "minus the best", "forgotten", "steps", "tokens"]
     rows = [[*head, f"{unit}-hours", f"gain per {unit}-hour"]]
     for entry in group:
-        rows.append(["*" if entry.pareto else "", entry.name, *(_value(entry.settings[key]) for key in keys)])
+        rows.append(["*" if entry.pareto else "", comparison.label(entry)])
+        rows[-1] += [_value(entry.settings[key]) for key in keys]
         rows[-1] += [*_judgement(entry), f"{entry.cost.steps:,}", f"{entry.cost.tokens:,}"]
         rows[-1].append("not recorded" if entry.cost.hours is None else f"{entry.cost.hours:.3g}")
         rows[-1].append("" if entry.gain_per_hour is None else f"{entry.gain_per_hour:.3g}")

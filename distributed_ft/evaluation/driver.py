@@ -196,7 +196,7 @@ class Evaluation:
             self._run.point("BEST", best)
         write_json(self._run.evaluation / "summary.json", as_json(summary))
         if "tensorboard" in self._config.tracking:
-            log(self._run, everything)
+            log(self._run, everything, summary)
         return summary
 
     def scores_of_base(self) -> Scores:

@@ -4,14 +4,14 @@ from collections.abc import Iterator
 
 from distributed_ft.artifacts import RunDirectory
 from distributed_ft.evaluation.scoring import Model
-from distributed_ft.evaluation.stats import mean, mean_of
-from distributed_ft.evaluation.summary import FEW_SHOT, Scores
+from distributed_ft.evaluation.summary import FEW_SHOT, Scores, Summary
 
 EVENTS_SUFFIX = ".evaluation"  # of the eval driver's files: it replaces its own and no others
 
 
-def log(run: RunDirectory, scores: Scores) -> None:
-    """All scores as scalars beside the trainer's; those of an earlier evaluation are replaced, not repeated."""
+def log(run: RunDirectory, scores: Scores, summary: Summary) -> None:
+    """All scores as scalars beside the trainer's, and what `summary` chose by them; those of an earlier evaluation are
+    replaced, not repeated."""
     from torch.utils.tensorboard import SummaryWriter
 
     earlier = list(run.tensorboard.glob(f"*{EVENTS_SUFFIX}"))
@@ -20,10 +20,8 @@ def log(run: RunDirectory, scores: Scores) -> None:
         if model.name != FEW_SHOT:  # a prompt has no place on the axis of steps
             for tag, value in _scalars(scores, model):
                 writer.add_scalar(tag, value, model.step)
-    best = run.pointer("BEST")
-    if best is not None and best.name in scores.of:
-        for tag, value in _scalars_of_best(scores, best.name):
-            writer.add_scalar(tag, value, best.step)
+    for tag, value, step in _scalars_of_chosen(summary):
+        writer.add_scalar(tag, value, step)
     writer.close()
     for path in earlier:
         path.unlink(missing_ok=True)
@@ -41,10 +39,14 @@ def _scalars(scores: Scores, model: Model) -> Iterator[tuple[str, float]]:
         yield "eval/forgetting/mean_drop", lost.mean_drop
 
 
-def _scalars_of_best(scores: Scores, name: str) -> Iterator[tuple[str, float]]:
-    """For the HParams tab, which shows the last value of a curve, and that is the last checkpoint's."""
-    by_task, lost = scores.by_task(name), scores.forgotten(name)
-    if by_task:
-        yield "best/task_accuracy", mean_of([mean(items) for items in by_task.values()]).value
-    if lost is not None:
-        yield "best/forgetting", lost.rate
+def _scalars_of_chosen(summary: Summary) -> Iterator[tuple[str, float, int]]:
+    """Of BEST, or of the highest scoring checkpoint where none is inside the budget. For the HParams tab, which shows a
+    few metrics, by name, and of each the last value of its curve, which may be any checkpoint's."""
+    scored = [c for c in summary.candidates if c.tasks]
+    best = [c for c in scored if c.step == summary.selection.step]
+    if scored:
+        chosen = max(best or scored, key=lambda c: (c.accuracy, -c.step))
+        yield "chosen/task_accuracy", chosen.accuracy, chosen.step
+        yield "chosen/inside_budget", float(bool(best)), chosen.step
+        if chosen.step in summary.forgotten:
+            yield "chosen/forgetting", summary.forgotten[chosen.step].rate, chosen.step

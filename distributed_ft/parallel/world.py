@@ -4,6 +4,7 @@ A launcher (ours, torchrun, accelerate, srun) only has to set RANK, WORLD_SIZE, 
 (MASTER_ADDR and MASTER_PORT, or DFT_RENDEZVOUS as an init-method URL). The group is formed here and nowhere else.
 """
 
+import json
 import logging
 import os
 import sys
@@ -14,9 +15,11 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
+from distributed_ft import beats
 from distributed_ft.errors import ConfigError, FtError
 
 _PATIENCE = timedelta(days=2)  # a rank that died is noticed at once all the same: its connection closes
+_AFTER_STALL = timedelta(minutes=5)  # who watches the ranks names the one that stalls; then come our own errors
 
 
 @dataclass(frozen=True)
@@ -83,13 +86,14 @@ def rank_from_environment() -> tuple[int, int, int]:
     return rank, size, int(os.environ.get("LOCAL_RANK", str(rank)))
 
 
-def form_world(expected_size: int | None = None, timeout: timedelta = timedelta(minutes=10)) -> World:
+def form_world(expected_size: int | None = None) -> World:
     """Join the process group, for the rest of the process's life: see `leave`.
 
     Args:
         expected_size: the size asked for; a launcher that started fewer (accelerate on CPU does) is an error.
-        timeout: how long a collective may wait for a rank; `from_main` and `agree` wait for rank 0 to hash a checkpoint
-            of any size.
+
+    A collective waits for a rank longer than whoever watches the ranks does; `from_main` and `agree` wait for rank 0 to
+    hash a checkpoint of any size.
 
     Raises:
         ConfigError: the world is not the one asked for, or there are fewer GPUs than local processes.
@@ -105,6 +109,7 @@ def form_world(expected_size: int | None = None, timeout: timedelta = timedelta(
         backend = "cpu:gloo,cuda:nccl"
     else:
         device, backend = torch.device("cpu"), "gloo"
+    timeout = timedelta(seconds=beats.stall_seconds()) + _AFTER_STALL
     dist.init_process_group(backend, init_method=_rendezvous(size), rank=rank, world_size=size, timeout=timeout)
     patient, background = (dist.new_group(backend="gloo", timeout=_PATIENCE) for _ in range(2))
     return World(rank, size, local_rank, device, patient, background)
@@ -121,6 +126,14 @@ def leave(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def collectives_entered() -> int:
+    """How many collectives this rank has entered, of all groups; the rank that the others wait for has the fewest.
+    Torch's flight recorder counts them: one for gloo, another for NCCL where torch has it."""
+    dumps = [getattr(torch._C._distributed_c10d, f"_dump_{name}_trace_json", None) for name in ("fr", "nccl")]
+    groups = [group for dump in dumps if dump for group in json.loads(dump(False, False))["pg_status"].values()]
+    return sum(max(int(group["last_enqueued_collective"]), 0) for group in groups)
 
 
 def lost_peers(error: BaseException) -> bool:

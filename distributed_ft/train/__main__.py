@@ -7,6 +7,7 @@ Several run directories are trained one after the other. A run directory must ex
 import faulthandler
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -45,7 +46,7 @@ def main() -> int:
         return EXIT_USER
     directories = [Path(argument) for argument in sys.argv[1:]]
     rank = int(os.environ.get("RANK", "0"))
-    stop = StopRequest().listen(lambda: _end_now(rank, directories[0]))  # before the heavy imports
+    stop = StopRequest().listen(lambda: _end_now(rank, directories[0]), lambda: _count(rank))  # before heavy imports
     roll.sign_in(rank)
     Pulse(rank).beat(0, "loading")
     try:
@@ -72,6 +73,13 @@ def _fail(rank: int, error: Exception, stop: StopRequest) -> int:
     beats.note(rank, f"{type(error).__name__}: {brief(error)}")
     log.error("rank %d failed", rank, exc_info=error)
     return EXIT_FAULT
+
+
+def _count(rank: int) -> None:
+    """Whoever watches the ranks asks who holds the others up."""
+    from distributed_ft.parallel.world import collectives_entered
+
+    beats.count(rank, collectives_entered())
 
 
 def _end_now(rank: int, directory: Path) -> None:
@@ -172,7 +180,10 @@ def _log_to(directory: Path, rank: int) -> None:
     console.setLevel(logging.ERROR)
     root.handlers[:] = [handler, console]
     logging.captureWarnings(True)
-    faulthandler.enable(path.open("a"))
+    stacks = path.open("a")
+    faulthandler.enable(stacks)
+    if beats.VARIABLE in os.environ:
+        faulthandler.register(signal.SIGQUIT, stacks, chain=True)
 
 
 def _end(rank: int, message: str, code: int) -> int:

@@ -40,6 +40,7 @@ def fit(run: Run) -> None:
             _stop(run)
         loss = torch.zeros((), device=world.device)
         for i, micro in enumerate(batch):
+            run.where.alive()
             strategy.sync_gradients(i == len(batch) - 1)
             with clock("forward"):
                 share = run.model(micro) / max(tokens, 1)

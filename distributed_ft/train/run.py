@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from distributed_ft.artifacts import RunDirectory, tidy
 from distributed_ft.config import compat
+from distributed_ft.config.load import leaves
 from distributed_ft.config.schema import LowRank, RunConfig
 from distributed_ft.data.order import Order
 from distributed_ft.data.store import PreparedData, TokenStore
@@ -178,7 +178,11 @@ def _open_metrics(run: Run) -> Metrics:
         metrics.say(f"resuming after step {start} of {run.total_steps}")
     if start == 0:
         metrics.settings(
-            {"world_size": run.world.size, "trainable_parameters": trainable, **_flat(config.model_dump())}
+            {
+                "world_size": run.world.size,
+                "trainable_parameters": trainable,
+                **dict(leaves(config.model_dump(mode="json"))),
+            }
         )
         metrics.text(0, "samples/train", _sample_text(run))
     return metrics
@@ -195,11 +199,3 @@ def _sample_text(run: Run) -> str:
         answer = tokenizer.decode([t for t, s in zip(tokens, supervised, strict=True) if s])
         rows.append(f"row `{store.id(index)}`\n\n```\n{prompt}\n```\nsupervised:\n```\n{answer}\n```\n")
     return "\n".join(rows)
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return flat

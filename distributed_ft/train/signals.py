@@ -37,17 +37,20 @@ class StopRequest:
         """The same, for whoever asks between two steps."""
         return self._asked
 
-    def listen(self, end_now: Callable[[], None]) -> "StopRequest":
+    def listen(self, end_now: Callable[[], None], tell: Callable[[], None] = lambda: None) -> "StopRequest":
         """Hear requests from now on (main thread only, once a process); one that comes before `at_boundaries` calls
-        `end_now`, in another thread, which must not return. Processes that are forked from this one ignore them."""
+        `end_now`, in another thread, which must not return. Processes that are forked from this one ignore them.
+
+        `tell`, in that thread too, answers a SIGQUIT of a launcher of ours."""
         self._at_boundaries, self._turn = False, threading.Lock()
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-        for number in STOP_SIGNALS:
+        watched = beats.VARIABLE in os.environ
+        for number in (*STOP_SIGNALS, *((signal.SIGQUIT,) if watched else ())):
             signal.signal(number, lambda *_: None)  # the thread has heard it
         os.register_at_fork(after_in_child=_be_deaf)
-        threading.Thread(target=self._hear, args=(reading, end_now), name="signals", daemon=True).start()
+        threading.Thread(target=self._hear, args=(reading, end_now, tell), name="signals", daemon=True).start()
         return self
 
     def at_boundaries(self) -> None:
@@ -56,10 +59,12 @@ class StopRequest:
             with self._turn:
                 self._at_boundaries = True
 
-    def _hear(self, reading: int, end_now: Callable[[], None]) -> None:
+    def _hear(self, reading: int, end_now: Callable[[], None], tell: Callable[[], None]) -> None:
         last = float("-inf")
         while True:
             for number in os.read(reading, 64):
+                if number == signal.SIGQUIT:
+                    tell()
                 now = time.monotonic()
                 if number not in STOP_SIGNALS or now - last < roll.same_request_seconds():
                     continue

@@ -1,5 +1,6 @@
 """Where curves are watched. Each tracker is the same few lines; only rank 0 has any."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, assert_never
@@ -26,6 +27,11 @@ def _is_word(value: Any) -> bool:
     return isinstance(value, bool) or not isinstance(value, int | float)
 
 
+def _as_written(value: Any) -> str:
+    """As in a run.yaml: true, null, [0.9, 0.95]."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
 class TensorBoard:
     """Event files in the run directory. A resumed run hides what was logged after the step it resumes from."""
 
@@ -47,7 +53,7 @@ class TensorBoard:
         from torch.utils.tensorboard.summary import hparams
 
         trained_by = {k: v for k, v in values.items() if k.split(".")[0] not in _NOT_TRAINED_BY}
-        plain = {k: str(v) if _is_word(v) else v for k, v in trained_by.items()}
+        plain = {k: _as_written(v) if _is_word(v) else v for k, v in trained_by.items()}
         _, began, ended = hparams(plain, {})
         file_writer = self.writer._get_file_writer()
         for summary in (began, ended):
@@ -94,7 +100,8 @@ class MLflow:
         self.mlflow.log_text(text, f"{tag}.md")
 
     def settings(self, values: dict[str, Any]) -> None:
-        self.mlflow.log_params({key: str(value)[:500] for key, value in values.items()})
+        named = {key.replace("[", ".").replace("]", ""): value for key, value in values.items()}  # it takes no brackets
+        self.mlflow.log_params({key: str(value)[:500] for key, value in named.items()})
 
     def close(self) -> None:
         self.mlflow.end_run()

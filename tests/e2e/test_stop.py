@@ -1,9 +1,12 @@
 """Being asked to stop: all ranks save at the next step boundary, say how to go on, and the run goes on as if nothing
 had happened."""
 
+import json
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import pytest
 from support.commands import Training, curve, gone, kill, last_step, train, train_undisturbed, weights, write_run_yaml
 from support.tiny import write_rows
 
-from distributed_ft.artifacts import read_json
+from distributed_ft.artifacts import RunDirectory, read_json
 
 
 @pytest.fixture
@@ -123,6 +126,52 @@ def test_a_stop_while_the_ranks_are_starting_is_resumable_too(run_yaml: Path) ->
         assert f"continue with: dft train {training.run.path} --nproc 2\n" in training.stderr
         assert gone(training.run)
     assert last_step(training.run) == 0
+
+
+def many_rows(folder: Path, base: Path) -> Path:
+    """A run.yaml with rows that take seconds to tokenise."""
+    rows = folder / "rows.jsonl"
+    with rows.open("w") as file:
+        for number in range(40_000):
+            messages = [{"role": "user", "content": f"row {number}"}, {"role": "assistant", "content": "abc"}]
+            file.write(json.dumps({"id": f"row-{number}", "messages": messages}) + "\n")
+    return write_run_yaml(folder, base, rows, data={"validation": None}, optim={"max_steps": 2})
+
+
+def tokenises(run: RunDirectory) -> bool:
+    """Whether an entry of the cache is being made."""
+    return any((run.path.parent / ".cache" / "data").glob(".*"))
+
+
+def test_a_stop_while_the_command_tokenises_leaves_nothing(tmp_path: Path, bases: Callable[..., Path]) -> None:
+    with Training(many_rows(tmp_path, bases("llama"))) as training:
+        assert training.until(lambda: tokenises(training.run))
+        kill(training.process.pid, signal.SIGUSR1)
+        assert training.wait() == 75, training.stderr
+        (told,) = training.stderr.splitlines()
+        assert told.startswith("dft: stopped: stopped on request before the training began; nothing is lost")
+        assert not training.run.path.exists()
+        assert not tokenises(training.run)
+
+
+@pytest.mark.slow
+def test_a_stop_while_the_ranks_tokenise_again_is_resumable(tmp_path: Path, bases: Callable[..., Path]) -> None:
+    """As on a node that does not see the cache of the node where the run was prepared."""
+    run_yaml = many_rows(tmp_path, bases("llama"))
+    assert train(run_yaml, 1, "--prepare-only")[0] == 0
+    run = RunDirectory(tmp_path / "runs" / "run")
+    shutil.rmtree(run.path.parent / ".cache")
+    command = [sys.executable, "-m", "distributed_ft.train", str(run.path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while not tokenises(run) and process.poll() is None:
+            time.sleep(0.01)
+        asked = time.monotonic()
+        process.send_signal(signal.SIGUSR1)
+        _, stderr = process.communicate(timeout=60)
+        assert time.monotonic() - asked < 5
+    message = f"stopped on request before the first step; continue with: dft train {run.path}"
+    assert (process.returncode, stderr.splitlines()[-1]) == (75, message)
+    assert train(run_yaml)[0] == 0
 
 
 def validates(training: Training) -> bool:

@@ -16,8 +16,8 @@ from distributed_ft.artifacts import RunDirectory
 
 @pytest.fixture(scope="session")
 def running(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    """One of this session's own, beside any that is up: the tests kill nodes and cancel every job. Its logs stay where a
-    test failed."""
+    """One of this session's own, beside any that is up: the tests kill nodes and cancel every job. Its logs stay where
+    a test failed."""
     cluster = Cluster(Path(tempfile.mkdtemp(prefix="dft-slurm-", dir="/tmp")))  # short, as sockets are in it
     try:
         cluster.up()

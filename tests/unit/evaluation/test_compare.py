@@ -62,6 +62,12 @@ def test_runs_that_were_judged_by_other_items_stand_apart(tmp_path: Path) -> Non
     assert "judged by other items or tasks" in text(found)
 
 
+def test_runs_of_one_name_are_told_apart_by_their_place(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / folder, HEALTHY) for folder in ("monday", "tuesday")]
+    shown = text(compare([run.path for run in runs]))
+    assert all(str(run.path) in shown for run in runs)
+
+
 def test_each_step_costs_what_it_had_of_processes() -> None:
     lines = [
         {"step": 1, "loss": 1.0, "tokens": 10, "step_seconds": 3.0, "world_size": 4},

@@ -149,6 +149,7 @@ def test_best_names_nothing_when_none_is_inside_the_budget(
     evaluate(run.path)
     assert not run.best_file.exists()
     assert summary(run)["selection"]["best_step"] is None
+    assert [value for _, value in scalars(run)["chosen/inside_budget"]] == [0]
     assert "BEST: none: no checkpoint is inside the forgetting budget" in capsys.readouterr().out
 
 
@@ -233,6 +234,12 @@ def test_tensorboard_has_every_score_once_at_its_step(make_run: MakeRun, adapter
     rates = dict(logged["eval/forgetting/rate"])
     assert rates[0] == rates[20] == 0 < rates[10]
     assert dict(logged["eval/forgetting/mean_drop"])[10] > 0
+    chosen = {tag: values for tag, values in logged.items() if tag.startswith("chosen/")}
+    assert chosen == {
+        "chosen/task_accuracy": [(20, 1)],
+        "chosen/inside_budget": [(20, 1)],
+        "chosen/forgetting": [(20, 0)],
+    }
 
 
 def test_scores_of_other_checkpoints_stay_in_tensorboard_also_of_removed_ones(

@@ -11,8 +11,8 @@ _IN_A_C_CALL = """
 import ctypes, os, time
 from distributed_ft.train.signals import StopRequest
 stop = StopRequest().listen(lambda: os._exit(75))
-print("listening", flush=True)
 {boundaries}
+print("listening", flush=True)
 ctypes.CDLL(None).sleep(3)  # returns early by a signal
 ctypes.CDLL(None).usleep(900000)
 """
