@@ -19,6 +19,7 @@ from distributed_ft.records import Record
 from launcher.watch import LOST
 
 LOST_IN_A_ROW = 3  # jobs that ended without a word before any new checkpoint, until a person has to look
+BY_SLURM = "requeued by Slurm"  # the action of a line that the next start wrote for one whose batch script was killed
 
 Outcome = Literal["finished", "stopped", "refused", "failed", "bad-node"]
 
@@ -124,6 +125,8 @@ def refusal(events: Sequence[Event], step: int, max_requeues: int) -> str | None
         return f"it was requeued {requeues(begun)} times, and {max_requeues} are allowed (max_requeues)"
     lost = 0
     for event in reversed(begun):
+        if event.action == BY_SLURM and event.outcome == "failed":  # it said nothing itself
+            continue
         if event.event != "begin" or event.step != step:
             break
         lost += 1

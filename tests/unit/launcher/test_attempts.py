@@ -9,7 +9,7 @@ import pytest
 from distributed_ft.artifacts import RunDirectory
 from distributed_ft.errors import EXIT_BAD_NODE, EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, EXIT_USER
 from launcher import attempts
-from launcher.attempts import LOST_IN_A_ROW, Event, Job, NodeReport, judge, refusal, requeues
+from launcher.attempts import BY_SLURM, LOST_IN_A_ROW, Event, Job, NodeReport, judge, refusal, requeues
 from launcher.watch import LOST
 
 A, B, C = "a", "b", "c"
@@ -28,8 +28,8 @@ def begun(step: int = 0, job: str = "1", restart: int = 0) -> Event:
     return Event(event="begin", job=job, restart=restart, step=step)
 
 
-def ended(outcome: Any, cause: str = "", step: int | None = None) -> Event:
-    return Event(event="end", job="1", outcome=outcome, cause=cause, step=step)
+def ended(outcome: Any, cause: str = "", step: int | None = None, action: str = "") -> Event:
+    return Event(event="end", job="1", outcome=outcome, cause=cause, step=step, action=action)
 
 
 KILLED = said(A, EXIT_FAULT, cause="SIGKILL", rank=1, step=7, message="rank 1 on a was ended by SIGKILL", at="10:00:02")
@@ -192,6 +192,7 @@ def test_what_a_job_came_to(name: str) -> None:
 
 
 STUCK = tuple(begun(20, restart=restart) for restart in range(LOST_IN_A_ROW))
+TOLD_LATER = ended("failed", "no word from a, b", action=BY_SLURM)  # by the start after it
 
 REFUSALS: dict[str, tuple[tuple[Event, ...], int, int, str | None]] = {
     "the first start": ((submitted(),), 0, 50, None),
@@ -207,6 +208,14 @@ REFUSALS: dict[str, tuple[tuple[Event, ...], int, int, str | None]] = {
         *(9, 4, None),
     ),
     "three silent starts in a row": ((submitted(), *STUCK), 20, 50, "3 jobs in a row ended without a word after step 20"),
+    "three silent starts, each told of by the next": (
+        (submitted(), *(event for start in STUCK for event in (start, TOLD_LATER))),
+        *(20, 50, "3 jobs in a row ended without a word after step 20"),
+    ),
+    "three starts whose scripts were killed after they had stopped": (
+        (submitted(), *(event for start in STUCK for event in (start, ended("stopped", action=BY_SLURM)))),
+        *(20, 50, None),
+    ),
     "two silent starts in a row": ((submitted(), *STUCK[1:]), 20, 50, None),
     "three silent starts, and then a checkpoint": ((submitted(), *STUCK), 30, 50, None),
     "three starts, one of which said how it ended": (
