@@ -1,4 +1,4 @@
-"""docs/slurm.md is true: its commands are run, one after the other, on a Slurm that they bring up and down themselves."""
+"""docs/slurm.md is true: its commands are run, in their order, on a Slurm that they bring up and down themselves."""
 
 import os
 import re

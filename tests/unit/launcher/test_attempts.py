@@ -207,7 +207,12 @@ REFUSALS: dict[str, tuple[tuple[Event, ...], int, int, str | None]] = {
         (submitted(), *(begun(step) for step in range(5)), submitted("2")),
         *(9, 4, None),
     ),
-    "three silent starts in a row": ((submitted(), *STUCK), 20, 50, "3 jobs in a row ended without a word after step 20"),
+    "three silent starts in a row": (
+        (submitted(), *STUCK),
+        20,
+        50,
+        "3 jobs in a row ended without a word after step 20",
+    ),
     "three silent starts, each told of by the next": (
         (submitted(), *(event for start in STUCK for event in (start, TOLD_LATER))),
         *(20, 50, "3 jobs in a row ended without a word after step 20"),
