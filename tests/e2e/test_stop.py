@@ -174,6 +174,24 @@ def test_a_stop_while_the_ranks_tokenise_again_is_resumable(tmp_path: Path, base
     assert train(run_yaml)[0] == 0
 
 
+@pytest.mark.slow
+def test_a_stop_within_a_save_lets_the_checkpoint_count(tmp_path: Path, bases: Callable[..., Path]) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", 20)
+    reference = train_undisturbed(write_run_yaml(tmp_path, bases("qwen3"), rows, "undisturbed"))
+    run_yaml = write_run_yaml(tmp_path, bases("qwen3"), rows)
+    with Training(run_yaml) as training:
+        assert training.until(training.saves_after(0))
+        kill(training.process.pid, signal.SIGUSR1)
+        assert training.wait() == 75, training.stderr
+    newest = training.run.newest_complete()
+    assert newest is not None
+    assert newest.step == last_step(training.run) in (3, 4)
+    code, stderr = train(run_yaml)
+    assert code == 0, stderr
+    assert curve(training.run) == curve(reference)
+    assert weights(training.run) == weights(reference)
+
+
 def validates(training: Training) -> bool:
     """Whether a validation has begun."""
     return training.run.progress.exists() and read_json(training.run.progress)["phase"] == "validating"
