@@ -21,6 +21,7 @@ from launcher.watch import LOST
 
 LOST_IN_A_ROW = 3  # jobs that failed before any new checkpoint, whatever the cause, until a person has to look
 STOPPED_IN_A_ROW = 10  # the same of jobs that were only asked to stop
+BY_SLURM = "requeued by Slurm"  # the action of a line that the next start wrote for one whose batch script was killed
 
 Outcome = Literal["finished", "stopped", "refused", "failed", "bad-node"]
 

