@@ -132,7 +132,9 @@ def refusal(events: Sequence[Event], step: int, max_requeues: int) -> str | None
     if stops >= STOPPED_IN_A_ROW:
         return f"it was asked to stop {stops} times in a row after step {step}, and never reached another checkpoint"
     if starts - stops >= LOST_IN_A_ROW:
-        return f"{starts - stops} jobs in a row failed after step {step}, and none reached another checkpoint"
+        return (
+            f"{starts - stops} jobs in a row failed or were lost after step {step}, and none reached another checkpoint"
+        )
     return None
 
 

@@ -9,7 +9,17 @@ import pytest
 from distributed_ft.artifacts import RunDirectory
 from distributed_ft.errors import EXIT_BAD_NODE, EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, EXIT_USER
 from launcher import attempts
-from launcher.attempts import BY_SLURM, LOST_IN_A_ROW, Event, Job, NodeReport, judge, refusal, requeues
+from launcher.attempts import (
+    BY_SLURM,
+    LOST_IN_A_ROW,
+    STOPPED_IN_A_ROW,
+    Event,
+    Job,
+    NodeReport,
+    judge,
+    refusal,
+    requeues,
+)
 from launcher.watch import LOST
 
 A, B, C = "a", "b", "c"
@@ -211,15 +221,19 @@ REFUSALS: dict[str, tuple[tuple[Event, ...], int, int, str | None]] = {
         (submitted(), *STUCK),
         20,
         50,
-        "3 jobs in a row ended without a word after step 20",
+        "3 jobs in a row failed or were lost after step 20",
     ),
     "three silent starts, each told of by the next": (
         (submitted(), *(event for start in STUCK for event in (start, TOLD_LATER))),
-        *(20, 50, "3 jobs in a row ended without a word after step 20"),
+        *(20, 50, "3 jobs in a row failed or were lost after step 20"),
     ),
     "three starts whose scripts were killed after they had stopped": (
         (submitted(), *(event for start in STUCK for event in (start, ended("stopped", action=BY_SLURM)))),
         *(20, 50, None),
+    ),
+    "asked to stop ten times before any checkpoint": (
+        (submitted(), *(event for _ in range(STOPPED_IN_A_ROW) for event in (begun(20), ended("stopped")))),
+        *(20, 50, "asked to stop 10 times in a row after step 20"),
     ),
     "two silent starts in a row": ((submitted(), *STUCK[1:]), 20, 50, None),
     "three silent starts, and then a checkpoint": ((submitted(), *STUCK), 30, 50, None),

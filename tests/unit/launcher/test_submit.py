@@ -93,14 +93,14 @@ PROBLEMS: dict[str, tuple[Options, tuple[str, ...]]] = {
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_what_no_node_could_ever_run_is_told_at_once(name: str) -> None:
     options, expected = PROBLEMS[name]
-    found = list(problems(options, OFFERED))
+    found = list(problems(options, OFFERED, ClusterConfig()))
     assert len(found) == len(expected)
     for line, words in zip(found, expected, strict=True):
         assert line.startswith(words)
 
 
 def test_without_a_default_partition_only_what_is_known_is_judged() -> None:
-    assert list(problems(Options(nodes=99, gpus_per_node=99), (SHORT,))) == []
+    assert list(problems(Options(nodes=99, gpus_per_node=99), (SHORT,), ClusterConfig())) == []
 
 
 def train_script(options: Options, **habits: Any) -> str:
