@@ -62,6 +62,7 @@ def test_the_commands_of_the_guide_work_one_after_the_other(state: Path, tmp_pat
     assert "its evaluation is job" in done.stdout
     assert "cancelled job" in done.stdout
     assert "identical" in done.stdout
+    assert "the same run within rounding" in done.stdout
     assert "export DFT_LAUNCHER=accelerate" in done.stdout
     assert (tmp_path / "runs" / "tickets" / "report.html").exists()
     steps = {"tickets": 60, "moved": 60} | dict.fromkeys(
