@@ -76,7 +76,7 @@ def test_four_then_two_then_three_processes_see_every_sample_once(cluster: Clust
     sections: dict[str, Any] = {
         "data": {"train": str(rows), "validation": None, "packing": False},
         "method": {"dropout": 0.0},  # drawn on each rank, so it differs with their number
-        "optim": {"max_steps": 40, "global_batch_size": 12, "micro_batch_size": 2},
+        "optim": {"max_steps": 40, "global_batch_size": 12, "micro_batch_size": 1},
     }
     (tmp_path / "one").mkdir()
     alone = train_undisturbed(write_run(tmp_path / "one", "alone", **sections), 4)
