@@ -6,20 +6,22 @@ The command line beats it. It is looked for beside the working directory's runs 
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, ValidationError
 
 from distributed_ft.config import document as documents
-from distributed_ft.config.explain import explain
+from distributed_ft.config.document import Problem
+from distributed_ft.config.explain import WORD, explain
 from distributed_ft.config.schema import Positive, Section
 from distributed_ft.errors import ConfigError
 
 PLACES = (Path("cluster.yaml"), Path("~/.config/distributed_ft/cluster.yaml"))
 
 Count = Annotated[int, Field(ge=0)]
-Word = Annotated[str, Field(pattern=r"^[^\s]+$")]
+Word = Annotated[str, Field(pattern=WORD)]
 
 
 class ClusterConfig(Section):
@@ -63,13 +65,20 @@ def load(file: Path | None = None) -> tuple[ClusterConfig, Path | None]:
         config = ClusterConfig.model_validate_json(json.dumps(document.value))
     except ValidationError as error:
         raise ConfigError("\n".join(map(document.render, explain(error, document, ClusterConfig)))) from None
-    for option in config.sbatch:
+    problems = [document.render(problem) for problem in _problems(config)]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return config, path
+
+
+def _problems(config: ClusterConfig) -> Iterator[Problem]:
+    """What the types cannot say."""
+    for index, option in enumerate(config.sbatch):
         if not option.startswith("-") or "\n" in option:
-            raise ConfigError(f"{path}: sbatch: {option!r} is not an option of sbatch; write it like --exclusive")
+            yield Problem(("sbatch", index), f"{option!r} is not an option of sbatch; write it like --exclusive")
     for name in config.env:
         if not name.isidentifier():
-            raise ConfigError(f"{path}: env: {name!r} is not the name of an environment variable")
-    return config, path
+            yield Problem(("env", name), "is not the name of an environment variable")
 
 
 def _found() -> Path | None:

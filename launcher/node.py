@@ -79,6 +79,9 @@ def _report(run: RunDirectory, job: Job, asked: list[int]) -> NodeReport:
             return found
     if asked:
         return NodeReport(node=node, code=EXIT_STOPPED)
+    if place.num_ranks is None and os.environ.get("DFT_LAUNCHER") == "accelerate":
+        message = "accelerate wants to know how many processes there are in all, which a heterogeneous job does not say"
+        return NodeReport(node=node, code=EXIT_USER, message=f"{message}; use LAUNCHER=torchrun")
     start = Start(processes, cast(Launcher, os.environ.get("DFT_LAUNCHER") or "torchrun"))
     with tempfile.TemporaryDirectory(prefix="dft-") as folder:
         again = f"dft submit {run.path}"

@@ -20,6 +20,8 @@ _UNIONS: dict[str, tuple[dict[type, str], str]] = {
     "method.target_modules": ({list: "tuple"}, "all-linear or a list of module names, for example [q_proj, v_proj]"),
 }
 
+WORD = r"^[^\s]+$"  # the pattern of a value that stands on a command line
+
 _BOUNDS = {
     "greater_than": "greater than",
     "greater_than_equal": "at least",
@@ -207,6 +209,8 @@ def _wrong_value(kind: str, value: Any, context: dict[str, Any], fallback: str) 
             return f"has {context['actual_length']} values, and needs {context['max_length']}"
         case "too_short" | "string_too_short":
             return "is empty"
+        case "string_pattern_mismatch" if context.get("pattern") == WORD:
+            return f"{shown} may hold no white space"
         case "string_pattern_mismatch":
             return f"{shown} may hold only letters, digits, '.', '_' and '-', and begins with a letter or a digit"
     return f"{shown}: {fallback}"

@@ -43,8 +43,10 @@ WRONG = {
     "partition: a b": ("cluster.yaml:2: partition:", "a b"),
     "max_requeues: -1": ("cluster.yaml:2: max_requeues:", "-1"),
     "modules: cuda": ("cluster.yaml:2: modules:", "cuda"),
-    "sbatch: [exclusive]": ("cluster.yaml: sbatch: 'exclusive' is not an option of sbatch; write it like --exclusive",),
-    "env: {NCCL-DEBUG: INFO}": ("cluster.yaml: env: 'NCCL-DEBUG' is not the name of an environment variable",),
+    "sbatch: [exclusive]": (
+        "cluster.yaml:2: sbatch[0]: 'exclusive' is not an option of sbatch; write it like --exclusive",
+    ),
+    "env: {NCCL-DEBUG: INFO}": ("cluster.yaml:2: env.NCCL-DEBUG: is not the name of an environment variable",),
     "env: {NCCL_DEBUG: 1}": ("cluster.yaml:2: env.NCCL_DEBUG:",),
 }
 
