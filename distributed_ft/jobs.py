@@ -6,7 +6,7 @@ import subprocess
 
 from distributed_ft.errors import ConfigError
 
-_OVER = {
+OVER = {  # states of a job that has ended
     "BOOT_FAIL",
     "CANCELLED",
     "COMPLETED",
@@ -35,4 +35,4 @@ def is_live(number: str) -> bool | None:
         return None
     if done.returncode:  # a job that ended long ago is an invalid id
         return False if re.search("invalid job id", done.stderr, re.IGNORECASE) else None
-    return any(state not in _OVER for state in done.stdout.split())
+    return any(state not in OVER for state in done.stdout.split())

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from distributed_ft import jobs
 from distributed_ft.errors import ConfigError
 
-LIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "RESIZING")
 _PATIENCE = 60.0  # seconds for the controller to answer
 
 
@@ -43,14 +43,13 @@ def job(number: str) -> dict[str, str]:
 
 def state(number: str) -> str:
     """PENDING, RUNNING, COMPLETED, …; empty when Slurm knows the job no more. Of an array: the liveliest task's."""
-    done = _ask("scontrol", "-o", "show", "job", number)
-    states = re.findall(r"JobState=(\S+)", done.stdout)
-    return next((s for s in states if s in LIVE), states[0] if states else "")
+    states = re.findall(r"JobState=(\S+)", _ask("scontrol", "-o", "show", "job", number).stdout)
+    return next((state for state in states if state not in jobs.OVER), states[0] if states else "")
 
 
 def alive(number: str) -> bool:
-    """Whether a job is queued, running, or not quite gone."""
-    return state(number) in LIVE
+    """Whether a job is queued, running, or not quite gone. A Slurm that does not answer has not said that it is."""
+    return jobs.is_live(number) is not False
 
 
 def submit(script: Path, options: Sequence[str] = ()) -> str:
