@@ -113,7 +113,7 @@ def _held(path: Path, refusal: str) -> Iterator[IO[str]]:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise
         file.truncate(0)
-        job = f"job {os.environ['SLURM_JOB_ID']}, " if "SLURM_JOB_ID" in os.environ else ""
+        job = f"job {job_number()}, " if job_number() else ""
         file.write(f"{job}process {os.getpid()} on {host_name()}\n")
         file.flush()
         yield file
@@ -132,6 +132,11 @@ def resume_command(path: Path, num_processes: int) -> str:
 def host_name() -> str:
     """This node as the batch system calls it, else as it calls itself."""
     return os.environ.get("SLURMD_NODENAME") or os.uname().nodename
+
+
+def job_number() -> str | None:
+    """This process's job, as Slurm's commands take it (a task of an array: `12_3`); None outside of one."""
+    return os.environ.get("DFT_JOB") or os.environ.get("SLURM_JOB_ID")
 
 
 def step_name(step: int) -> str:

@@ -7,12 +7,13 @@ node's agent. What follows from it is decided by `refusal` and `judge`, which ar
 import itertools
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from distributed_ft.artifacts import RunDirectory, append_json_line, read_json, read_json_lines, write_json
 from distributed_ft.errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, EXIT_USER
@@ -71,15 +72,18 @@ class Verdict:
 class Job:
     """This start of this job."""
 
-    number: str
+    number: str  # as Slurm's commands take it; of an array's task `12_3`
     restart: int
     nodes: tuple[str, ...]
+    serial: int = 0  # no other job's, a task's of an array neither
 
     @staticmethod
     def of_environment() -> "Job":
         """As the batch script has it."""
-        nodes = tuple(os.environ["DFT_NODES"].split(","))
-        return Job(os.environ["SLURM_JOB_ID"], int(os.environ.get("SLURM_RESTART_COUNT") or 0), nodes)
+        nodes = tuple(os.environ.get("DFT_NODES", "").split(","))
+        serial = os.environ["SLURM_JOB_ID"]
+        number = os.environ.get("DFT_JOB") or serial
+        return Job(number, int(os.environ.get("SLURM_RESTART_COUNT") or 0), nodes, int(serial))
 
     def folder(self, run: RunDirectory) -> Path:
         """Where its nodes' reports are."""
@@ -96,7 +100,11 @@ def now() -> str:
 
 def history(run: RunDirectory) -> list[Event]:
     """All that happened to the run's jobs, oldest first."""
-    return [Event(**line) for line in read_json_lines(run.slurm / "attempts.jsonl")]
+    found = []
+    for line in read_json_lines(run.slurm / "attempts.jsonl"):
+        with suppress(ValidationError):  # of another version
+            found.append(Event(**line))
+    return found
 
 
 def record(run: RunDirectory, event: Event) -> None:
@@ -123,18 +131,21 @@ def requeues(events: Sequence[Event]) -> int:
 def refusal(events: Sequence[Event], step: int, max_requeues: int) -> str | None:
     """Why a job that is about to begin shall not; `step` is the newest checkpoint's. Pure."""
     begun = since_submission(events)
-    if requeues(begun) >= max_requeues:
+    if sum(event.event == "begin" for event in begun) > max_requeues:
         return f"it was requeued {requeues(begun)} times, and {max_requeues} are allowed (max_requeues)"
-    before = [event for event in begun if event.event != "begin" or event.step == step]
-    in_a_row = [*itertools.takewhile(lambda event: event in before, reversed(begun))]
-    starts = sum(event.event == "begin" for event in in_a_row)
-    stops = sum(event.outcome == "stopped" for event in in_a_row)
+    starts: list[tuple[int | None, Outcome | None]] = []  # the step of each, and how it ended
+    for event in begun:
+        if event.event == "begin":
+            starts.append((event.step, None))
+        elif event.event == "end" and starts:
+            starts[-1] = (starts[-1][0], event.outcome)
+    in_a_row = [*itertools.takewhile(lambda start: start[0] == step, reversed(starts))]
+    stops = sum(outcome == "stopped" for _, outcome in in_a_row)
     if stops >= STOPPED_IN_A_ROW:
         return f"it was asked to stop {stops} times in a row after step {step}, and never reached another checkpoint"
-    if starts - stops >= LOST_IN_A_ROW:
-        return (
-            f"{starts - stops} jobs in a row failed or were lost after step {step}, and none reached another checkpoint"
-        )
+    failed = len(in_a_row) - stops
+    if failed >= LOST_IN_A_ROW:
+        return f"{failed} jobs in a row failed or were lost after step {step}, and none reached another checkpoint"
     return None
 
 

@@ -11,12 +11,13 @@ import time
 from pathlib import Path
 
 from distributed_ft.artifacts import RunDirectory, read_json, write_json
-from distributed_ft.errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, CheckpointError
+from distributed_ft.errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, CheckpointError, ConfigError
 from launcher import attempts, slurm
 from launcher.attempts import Event, Job, Verdict
 from launcher.cli import guarded
 
-LINGER_SECONDS = 60.0  # that processes of this job's former start may need to be gone
+LINGER_SECONDS = 300.0  # that the lock of this job's former start may outlast it (on NFS by its lease)
+CONTROLLER_SECONDS = 300.0  # for a controller that does not answer to come back
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,6 +38,7 @@ def begin(run: RunDirectory) -> int:
         raise CheckpointError(f"{run.path}: not a run directory; `dft train run.yaml --prepare-only` makes one")
     job, events = Job.of_environment(), attempts.history(run)
     _refuse_second(run, job, events)
+    events = [*events, *_by_hand(run, job, events)]
     events = [*events, *_last_words(run, events)]
     step = newest_step(run)
     why = attempts.refusal(events, step, _setting("DFT_MAX_REQUEUES", 50))
@@ -62,7 +64,10 @@ def end(run: RunDirectory, asked: str) -> int:
         "left to Slurm" if ending and verdict.outcome == "failed" else "nothing"
     )  # a node that is lost is its affair
     if verdict.again:
-        action = _again(run, job, verdict)
+        try:
+            action = _again(run, job, verdict)
+        except ConfigError as error:
+            action = f"not requeued: {error}"
     attempts.record(run, _ended(job, verdict, action))
     print(f"dft: job {job.number}, start {job.restart}: {verdict.outcome}: {verdict.message}", end="")
     print("" if action == "nothing" else f"; {action}", flush=True)
@@ -73,7 +78,7 @@ def late(run: RunDirectory) -> int:
     """The batch script was told to end. If that is because its time is over, it will be killed in a few seconds, with a
     checkpoint half-written perhaps: the last moment to be requeued. (A job that was cancelled stays so.)"""
     job = Job.of_environment()
-    if _until_done() and slurm.job(job.number).get("Reason") == "TimeLimit":
+    if _until_done() and _known(job.number).get("Reason") == "TimeLimit":
         verdict = Verdict("stopped", EXIT_STOPPED, "the time was over before the training had stopped", again=True)
         attempts.record(run, _ended(job, verdict, _again(run, job, verdict)))
     return EXIT_DONE
@@ -83,6 +88,19 @@ def newest_step(run: RunDirectory) -> int:
     """Step of the checkpoint that LATEST names, which was whole when it was published; 0 before the first."""
     latest = run.pointer("LATEST")
     return latest.step if latest is not None else 0
+
+
+def _by_hand(run: RunDirectory, job: Job, events: list[Event]) -> list[Event]:
+    """A job that somebody submitted with sbatch: it begins anew what is counted, and is the one to ask for from now."""
+    file = run.slurm / "job.json"
+    record = read_json(file) if file.exists() else {"schema": 1, "eval_job": None, "options": {}}
+    submitted = {job.number, job.number.partition("_")[0]}
+    if job.restart or record.get("job") in submitted:
+        return []
+    event = Event(event="submit", job=job.number, at=attempts.now())
+    attempts.record(run, event)
+    write_json(file, {**record, "job": job.number})
+    return [event]
 
 
 def _last_words(run: RunDirectory, events: list[Event]) -> list[Event]:
@@ -134,13 +152,13 @@ def _refuse_second(run: RunDirectory, job: Job, events: list[Event]) -> None:
 
 def _is_being_ended(number: str) -> bool:
     """Whether Slurm ends this job because it was cancelled; requeueing would bring it back."""
-    known = slurm.job(number)
+    known = _known(number)
     return known.get("JobState", "RUNNING") != "RUNNING" and known.get("Reason") != "TimeLimit"
 
 
 def _again(run: RunDirectory, job: Job, verdict: Verdict) -> str:
     """Requeue, or submit anew where Slurm refuses that; without the nodes that are not fit. Returns what was done."""
-    former = slurm.job(job.number).get("ExcNodeList", "(null)")
+    former = _known(job.number).get("ExcNodeList", "(null)")
     excluded = ",".join([*([] if former == "(null)" else [former]), *verdict.exclude])
     without = f" without {', '.join(verdict.exclude)}" if verdict.exclude else ""
     refused = slurm.requeue(job.number)
@@ -149,6 +167,8 @@ def _again(run: RunDirectory, job: Job, verdict: Verdict) -> str:
         return f"requeued{without if refused is None else ''}"
     if refused is None:
         return "requeued"
+    if slurm.state(job.number) in ("PENDING", "REQUEUED", "REQUEUE_HOLD"):
+        return attempts.BY_SLURM  # it was quicker
     print(f"dft: Slurm would not requeue job {job.number} ({refused}); it is submitted anew", file=sys.stderr)
     options = [f"--dependency=afterany:{job.number}", *([f"--exclude={excluded}"] if excluded else [])]
     number = slurm.submit(run.slurm / "train.sbatch", options)
@@ -156,6 +176,14 @@ def _again(run: RunDirectory, job: Job, verdict: Verdict) -> str:
     if submitted.exists():
         write_json(submitted, {**read_json(submitted), "job": number})
     return f"submitted anew as job {number}{without}"
+
+
+def _known(number: str) -> dict[str, str]:
+    """What Slurm says of this job, which it knows: silence is that of a controller that is away for a while."""
+    deadline = time.monotonic() + CONTROLLER_SECONDS
+    while not (known := slurm.job(number)) and time.monotonic() < deadline:
+        time.sleep(2)
+    return known
 
 
 def _until_done() -> bool:

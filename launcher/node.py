@@ -5,6 +5,7 @@ word of how they ended (`launcher.attempts`). It ends with 1 only after a fault,
 """
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -37,13 +38,15 @@ def main() -> int:
             said = _report(run, job, asked)
         except FtError as error:
             said = NodeReport(node=host_name(), code=EXIT_USER, message=str(error))
-    if said.message:
-        print(f"dft: {said.message}", file=sys.stderr, flush=True)
-    try:
-        attempts.report(run, job, said.model_copy(update={"at": attempts.now()}))
-    except OSError as error:  # of a node that cannot write; the others can still say so, if srun lets them
-        print(f"dft: {host_name()} cannot write its report: {error}", file=sys.stderr, flush=True)
-        time.sleep(GIVE_UP_SECONDS / 3)
+        if said.message:
+            print(f"dft: {said.message}", file=sys.stderr, flush=True)
+        if len(asked) > 1:  # what was cut short was asked to stop
+            said = said.model_copy(update={"code": EXIT_STOPPED})
+        try:
+            attempts.report(run, job, said.model_copy(update={"at": attempts.now()}))
+        except OSError as error:  # of a node that cannot write; the others can still say so, if srun lets them
+            print(f"dft: {host_name()} cannot write its report: {error}", file=sys.stderr, flush=True)
+            time.sleep(GIVE_UP_SECONDS / 3)
     return EXIT_DONE if said.code in (EXIT_DONE, EXIT_STOPPED, EXIT_USER) else EXIT_FAULT
 
 
@@ -59,7 +62,7 @@ def _remind(stop_file: Path, asked: list[int]) -> None:
 def place_of(job: Job, node: str, processes: int, host: str) -> Place:
     """Where a node stands. The port is the job's own, and another one after a restart: two jobs that share a node, or a
     former start that lingers, never meet."""
-    slot = (int(job.number) * 31 + job.restart) % (PORTS // 2)
+    slot = (job.serial * 31 + job.restart) % (PORTS // 2)
     return Place(
         node=job.nodes.index(node),
         num_nodes=len(job.nodes),
@@ -84,7 +87,7 @@ def _report(run: RunDirectory, job: Job, asked: list[int]) -> NodeReport:
         return NodeReport(node=node, code=EXIT_USER, message=f"{message}; use LAUNCHER=torchrun")
     start = Start(processes, cast(Launcher, os.environ.get("DFT_LAUNCHER") or "torchrun"))
     with tempfile.TemporaryDirectory(prefix="dft-") as folder:
-        again = f"dft submit {run.path}"
+        again = f"dft submit {shlex.quote(str(run.path))}"
         launch = plan.launcher_plan(run.path, start, again, Path(folder) / "roll", place)
         ended = launched(launch, run, again, requests=asked)
     return _said(node, ended)

@@ -177,7 +177,7 @@ def _machines(place: Place) -> tuple[str, ...]:
 
 def _on_this_machine(num_processes: int) -> dict[str, str]:
     """What the ranks of one machine want to know: their share of the cores, and to talk over loopback."""
-    threads = max(1, (os.cpu_count() or 1) // num_processes)
+    threads = max(1, len(os.sched_getaffinity(0)) // num_processes)
     return {
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
         "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),

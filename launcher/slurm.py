@@ -127,7 +127,7 @@ def _gpus(gres: str) -> int:
 
 def _ask(*command: str) -> "subprocess.CompletedProcess[str]":
     """Run one of Slurm's commands. What a job knows of itself is nothing that a new one should inherit."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SBATCH_"))}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
     environment |= {key: value for key, value in os.environ.items() if key == "SLURM_CONF"}
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, env=environment)

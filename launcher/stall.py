@@ -69,7 +69,10 @@ class Vigil:
         else:
             entered = beats.collectives(self._heard)  # one that does not answer is busy with something else
             place = {rank: (entered.get(rank, -1), beat.step, rank) for rank, beat in self._last.items()}
-            rank, alone = min(place, key=place.__getitem__), len({where[:2] for where in place.values()}) > 1
+            rank, alone = (
+                min(place, key=place.__getitem__),
+                len(place) == 1 or len({where[:2] for where in place.values()}) > 1,
+            )
             how = "stands still" if alone else "waits in the same collective as all ranks here"
         return Stall(rank, how, self._limit, "\n".join(main_thread(said[rank])), alone)
 

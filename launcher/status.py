@@ -1,14 +1,17 @@
 """`dft status`, `dft logs` and `dft cancel`: what a run does, from its directory and from Slurm."""
 
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ValidationError
 
+from distributed_ft import jobs
 from distributed_ft.artifacts import RunDirectory, read_json
 from distributed_ft.errors import EXIT_DONE, CheckpointError, ConfigError
 from distributed_ft.records import Progress
@@ -31,8 +34,12 @@ def overview(runs_dir: Path) -> str:
         raise ConfigError(f"{runs_dir}: no runs; `dft train run.yaml` or `dft submit run.yaml` makes one")
     rows = [("run", "phase", "step", "loss", "tokens/s", "ETA", "newest checkpoint", "job", "requeues")]
     for run in sorted(runs, key=_moved, reverse=True):
-        progress = progress_of(run)
-        latest, job = run.pointer("LATEST"), job_of(run)
+        progress, latest = progress_of(run), run.pointer("LATEST")
+        try:
+            job = job_of(run)
+        except CheckpointError as error:  # one run hides no other
+            job = None
+            print(f"dft: warning: {error}", file=sys.stderr)
         rows.append(
             (
                 run.name,
@@ -42,7 +49,7 @@ def overview(runs_dir: Path) -> str:
                 f"{progress.tokens_per_second:,.0f}" if progress and progress.tokens_per_second is not None else "",
                 _time_left(progress) if progress else "",
                 latest.name if latest else "",
-                f"{job} {slurm.state(job).lower() or 'gone'}" if job and slurm.here() else job or "",
+                f"{job} {_state(job)}" if job else "",
                 str(attempts.requeues(attempts.history(run))) if job else "",
             )
         )
@@ -54,15 +61,24 @@ def progress_of(run: RunDirectory) -> Progress | None:
     """Where its training is; None before one has begun."""
     try:
         return Progress(**read_json(run.progress)) if run.progress.exists() else None
-    except (CheckpointError, ValidationError):  # written by another version
+    except (CheckpointError, ValidationError, TypeError):  # written by another version
         return None
 
 
-def job_of(run: RunDirectory) -> str | None:
-    """The number of the job that was last submitted for it."""
+def submitted(run: RunDirectory, key: Literal["job", "eval_job"]) -> str | None:
+    """The number of the training's or the evaluation's job, as `dft submit` wrote it down. Raises CheckpointError."""
     file = run.slurm / "job.json"
-    if file.exists():
-        return str(read_json(file)["job"])
+    record = read_json(file) if file.exists() else {}
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{file}: not what `dft submit` writes; delete it")
+    return str(record[key]) if record.get(key) else None
+
+
+def job_of(run: RunDirectory) -> str | None:
+    """The number of the job that was last submitted for it. Raises CheckpointError."""
+    number = submitted(run, "job")
+    if number is not None:
+        return number
     began = [event.job for event in attempts.history(run) if event.event == "begin"]  # submitted by hand
     return began[-1] if began else None
 
@@ -77,11 +93,9 @@ def _job_lines(run: RunDirectory) -> Iterator[Line]:
     if number is None:
         return
     events = attempts.history(run)
-    known = slurm.job(number) if slurm.here() else {}
-    state = known.get("JobState", "gone from Slurm" if slurm.here() else "Slurm is not on this machine").lower()
-    reason = known.get("Reason", "None")
-    why = f" ({reason})" if reason not in ("None", "") and state == "pending" else ""
-    yield "job", f"{number}, {state}{why}"
+    state = _state(number)
+    reason = slurm.job(number).get("Reason", "None") if state == "pending" else "None"
+    yield "job", f"{number}, {state}" + (f" ({reason})" if reason not in ("None", "") else "")
     nodes = next((event.nodes for event in reversed(events) if event.event == "begin"), ())
     if nodes:
         yield "nodes", ", ".join(nodes)
@@ -89,10 +103,17 @@ def _job_lines(run: RunDirectory) -> Iterator[Line]:
     last = next((event for event in reversed(events) if event.event == "end"), None)
     if last is not None:
         yield "last ending", f"{last.outcome}: {last.message}" + (f"; {last.action}" if last.action else "")
-    if (run.slurm / "job.json").exists():
-        evaluation = read_json(run.slurm / "job.json").get("eval_job")
-        if evaluation:
-            yield "evaluation", f"job {evaluation}" + (f", {slurm.state(evaluation).lower()}" if slurm.here() else "")
+    evaluation = submitted(run, "eval_job")
+    if evaluation is not None:
+        yield "evaluation", f"job {evaluation}, {_state(evaluation)}"
+
+
+def _state(number: str) -> str:
+    """In words, also where Slurm says nothing."""
+    if not slurm.here():
+        return "Slurm is not on this machine"
+    known = slurm.state(number).lower()
+    return known or ("gone from Slurm" if jobs.is_live(number) is False else "Slurm does not answer")
 
 
 def _progress_lines(run: RunDirectory) -> Iterator[Line]:
@@ -157,7 +178,8 @@ def _log(run: RunDirectory, rank: int | None) -> Path:
         path = run.logs / f"rank-{rank}.log"
         if not path.exists():
             there = sorted(int(p.stem.removeprefix("rank-")) for p in run.logs.glob("rank-*.log"))
-            raise ConfigError(f"--rank: {rank}: no such log in {run.logs}; there are: {', '.join(map(str, there))}")
+            which = f"there are: {', '.join(map(str, there))}" if there else "there are none yet"
+            raise ConfigError(f"--rank: {rank}: no such log in {run.logs}; {which}")
         return path
     of_sweep = run.path.parent.glob(f"*.sweep/job-{job_of(run)}.out")
     written = [*run.slurm.glob("job-*.out"), *of_sweep] or [*run.logs.glob("rank-0.log")]
@@ -183,14 +205,13 @@ def cancel(run: RunDirectory) -> int:
     number = job_of(run)
     if number is None:
         raise ConfigError(f"{run.path}: was not submitted to Slurm; end a local training with Ctrl-C")
-    file = run.slurm / "job.json"
-    evaluation = read_json(file).get("eval_job") if file.exists() else None
-    alive = [job for job in (number, evaluation) if job and slurm.alive(job)]
+    alive = [job for job in (number, submitted(run, "eval_job")) if job and slurm.alive(job)]
+    again = f"dft submit {shlex.quote(str(run.path))}"
     if not alive:
-        raise ConfigError(f"{run.path}: job {number} has ended already; `dft submit {run.path}` goes on")
+        raise ConfigError(f"{run.path}: job {number} has ended already; `{again}` goes on")
     for job in alive:
         refused = slurm.cancel(job)
         if refused is not None:
             raise ConfigError(f"job {job}: Slurm would not cancel it: {refused}")
-    print(f"cancelled job {', '.join(alive)}; go on later with: dft submit {run.path}")
+    print(f"cancelled job {', '.join(alive)}; go on later with: {again}")
     return EXIT_DONE

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from distributed_ft.artifacts import RunDirectory, read_json, write_atomic, write_json
 from distributed_ft.config.load import LoadedRun, load_resolved
-from distributed_ft.config.schema import RunConfig
+from distributed_ft.config.schema import LauncherStrategy, RunConfig
 from distributed_ft.errors import ConfigError
 from launcher import attempts, local, slurm
 from launcher.attempts import Event
@@ -20,6 +20,7 @@ from launcher.check import readable_bytes
 from launcher.cluster import ClusterConfig
 from launcher.plan import Launcher, Start
 from launcher.slurm import Partition
+from launcher.status import submitted
 
 BODY = "# --- how it is run: the same for every run "  # the rest of a script, from slurm/*.sbatch, begins with it
 _OFTEN_LOCAL = ("/tmp/", "/var/tmp/", "/dev/shm/")  # a node has its own of these
@@ -47,7 +48,10 @@ class Options:
         names = {field.name for field in fields(Options)}
         habits = {key: value for key, value in cluster.model_dump().items() if key in names}
         chosen = {key: value for key, value in given.items() if key in names and value is not None}
-        return Options(**{**habits, **{key: value for key, value in former.items() if key in names}, **chosen})
+        before = {key: value for key, value in former.items() if key in names}
+        if "array" in chosen:  # a chain is for where a job cannot be requeued
+            before.pop("until_done", None)
+        return Options(**{**habits, **before, **chosen})
 
     @property
     def processes(self) -> int:
@@ -80,6 +84,12 @@ def former_options(run: RunDirectory) -> dict[str, Any]:
     file = run.slurm / "job.json"
     options: dict[str, Any] = read_json(file).get("options", {}) if file.exists() else {}
     return {key: value for key, value in options.items() if key not in ("array", "with_eval")}
+
+
+def former_evaluation(run: RunDirectory) -> str | None:
+    """The job that still evaluates the run."""
+    job = submitted(run, "eval_job")
+    return job if job and slurm.alive(job) else None
 
 
 def submission(run: RunDirectory, options: Options, cluster: ClusterConfig) -> Submission:
@@ -143,7 +153,7 @@ def _header(kind: str, name: str, folder: Path, options: Options, cluster: Clust
     yield "#SBATCH --requeue" if options.until_done or kind == "eval" else "#SBATCH --no-requeue"
     yield "#SBATCH --open-mode=append"
     number = "%j" if options.array is None or options.array.endswith("%1") else "%A_%a"
-    output = str(folder / f"{'job' if kind == 'train' else 'eval'}-{number}.out")
+    output = str(folder).replace("%", "%%") + f"/{'job' if kind == 'train' else 'eval'}-{number}.out"
     yield f'#SBATCH --output="{output}"' if " " in output else f"#SBATCH --output={output}"
 
 
@@ -175,10 +185,16 @@ def _environment(cluster: ClusterConfig) -> Iterator[str]:
 def problems(options: Options, offered: Sequence[Partition], cluster: ClusterConfig) -> Iterator[str]:
     """Why no node could ever run it: such a job would wait for ever, or be refused. Pure."""
     names = {partition.name: partition for partition in offered}
-    default = next((partition for partition in offered if partition.default), None)
-    partition = names.get(options.partition) if options.partition else default
-    if options.partition and partition is None:
-        yield f"--partition: {options.partition!r} is not a partition here; there are: {', '.join(names)}"
+    asked = options.partition.split(",") if options.partition else [p.name for p in offered if p.default]
+    unknown = [name for name in asked if name not in names]
+    if unknown:
+        yield f"--partition: {unknown[0]!r} is not a partition here; there are: {', '.join(names)}"
+    partition = None if unknown or not asked else _best([names[name] for name in asked])
+    for key in ("account", "qos", "time", "array"):
+        if re.search(r"\s", getattr(options, key) or ""):
+            yield f"--{key}: {getattr(options, key)!r} may hold no white space"
+    if options.array is not None and options.until_done:
+        yield "--array: a chain of jobs goes on by itself; leave out --until-done (or give --once)"
     if options.array is not None and not re.fullmatch(r"\d+(-\d+)?%1", options.array):
         yield (
             f"--array: {options.array!r}: one run is trained by one job at a time; write 1-8%1 for eight jobs, each of "
@@ -205,6 +221,19 @@ def problems(options: Options, offered: Sequence[Partition], cluster: ClusterCon
         yield f"--nodes: {options.nodes}, but {partition.name} has {partition.nodes}"
     if seconds is not None and partition.max_seconds is not None and seconds > partition.max_seconds:
         yield f"--time: {options.time} is more than {partition.name} allows ({partition.max_seconds // 60} minutes)"
+
+
+def _best(partitions: Sequence[Partition]) -> Partition:
+    """What the best of several can do: Slurm takes the first that fits."""
+    limits = [partition.max_seconds for partition in partitions]
+    return Partition(
+        name=",".join(partition.name for partition in partitions),
+        default=False,
+        nodes=max(partition.nodes for partition in partitions),
+        max_seconds=None if None in limits else max(limit for limit in limits if limit is not None),
+        gpus=max(partition.gpus for partition in partitions),
+        cpus=max(partition.cpus for partition in partitions),
+    )
 
 
 def warnings(run: RunDirectory, config: RunConfig, cluster: ClusterConfig) -> Iterator[str]:
@@ -273,6 +302,11 @@ def check(run: RunDirectory, config: RunConfig, options: Options, cluster: Clust
         print(f"dft: warning: not compared with what the cluster has: {error}", file=sys.stderr)
     if found:
         raise ConfigError("\n".join(found))
+    if isinstance(config.strategy, LauncherStrategy):
+        raise ConfigError(
+            "strategy.type: launcher: takes what a file of `accelerate launch` says, which a job does not have; write "
+            "strategy: {type: fsdp} (or ddp, deepspeed)"
+        )
     local.check(config, run, Start(options.num_ranks, options.launcher))
     check_disk(config)
     for warning in warnings(run, config, cluster):
@@ -280,7 +314,7 @@ def check(run: RunDirectory, config: RunConfig, options: Options, cluster: Clust
 
 
 def _in_the_queue(run: RunDirectory) -> Iterator[str]:
-    job = read_json(run.slurm / "job.json")["job"] if (run.slurm / "job.json").exists() else None
+    job = submitted(run, "job")
     if job is not None and slurm.alive(job):
         yield (
             f"{run.path}: job {job} is {slurm.state(job).lower()} for it; wait for it (dft status {run.path}), or "
@@ -308,7 +342,6 @@ def write_scripts(wanted: Submission) -> None:
 
 def record_submission(run: RunDirectory, job: str, options: Options, eval_job: str | None = None) -> None:
     """For `dft status`, `logs` and `cancel`, and for the next `dft submit` of this run."""
-    attempts.record(run, Event(event="submit", job=job, at=attempts.now()))
     sent = {"schema": 1, "job": job, "eval_job": eval_job, "submitted": attempts.now(), "options": asdict(options)}
     write_json(run.slurm / "job.json", sent)
 
@@ -316,11 +349,15 @@ def record_submission(run: RunDirectory, job: str, options: Options, eval_job: s
 def _send(wanted: Submission) -> None:
     run = wanted.run
     write_scripts(wanted)
+    attempts.record(run, Event(event="submit", job="", at=attempts.now()))  # before the job can say that it begins
     job = slurm.submit(run.slurm / "train.sbatch")
-    record_submission(run, job, wanted.options)
+    former = former_evaluation(run)
+    record_submission(run, job, wanted.options, former)
     print(f"submitted {run.path} as job {job}: {_shape(wanted.options)}")
-    if "eval.sbatch" in wanted.scripts:
-        options = [f"--dependency=after:{job}", f"--export=ALL,TRAIN_JOB={job}"]
+    if "eval.sbatch" in wanted.scripts and former is not None:
+        print(f"its evaluation is job {former} still")
+    elif "eval.sbatch" in wanted.scripts:
+        options = [f"--dependency=after:{job}", "--kill-on-invalid-dep=yes", f"--export=ALL,TRAIN_JOB={job}"]
         evaluation = slurm.submit(run.slurm / "eval.sbatch", options)
         write_json(run.slurm / "job.json", {**read_json(run.slurm / "job.json"), "eval_job": evaluation})
         print(f"its evaluation is job {evaluation}, beside it")

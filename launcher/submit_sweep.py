@@ -9,7 +9,8 @@ from typing import Any
 from distributed_ft.artifacts import RunDirectory, write_atomic, write_json
 from distributed_ft.config.load import LoadedRun
 from distributed_ft.records import Sweep
-from launcher import local, slurm
+from launcher import attempts, local, slurm
+from launcher.attempts import Event
 from launcher.cluster import ClusterConfig
 from launcher.plan import Start
 from launcher.submit import (
@@ -66,8 +67,14 @@ def submit_sweep(
     write_atomic(listed, "".join(f"{run.path}\n" for run in runs))
     for which, text in scripts.items():
         write_atomic(folder / which, text)
+    for run in runs:
+        attempts.record(run, Event(event="submit", job="", at=attempts.now()))
     job = slurm.submit(folder / "train.sbatch")
-    scores = slurm.submit(folder / "eval.sbatch", [f"--dependency=aftercorr:{job}"]) if evaluate else None
+    scores = (
+        slurm.submit(folder / "eval.sbatch", [f"--dependency=aftercorr:{job}", "--kill-on-invalid-dep=yes"])
+        if evaluate
+        else None
+    )
     for number, run_directory in enumerate(runs):
         evaluation = f"{scores}_{number}" if scores else None
         record_submission(run_directory, f"{job}_{number}", options, evaluation)

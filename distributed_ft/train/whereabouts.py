@@ -1,12 +1,11 @@
 """Where this training is, told to whoever follows it: `progress.json` by rank 0, a beat by every rank."""
 
 import contextlib
-import os
 import time
 from datetime import UTC, datetime
 from typing import Literal
 
-from distributed_ft.artifacts import RunDirectory, write_json
+from distributed_ft.artifacts import RunDirectory, job_number, write_json
 from distributed_ft.beats import Pulse
 from distributed_ft.parallel.world import World
 from distributed_ft.records import Progress
@@ -71,7 +70,7 @@ class Whereabouts:
             tokens_per_second=self._tokens_per_second,
             eta_seconds=self._eta_seconds,
             world_size=self._world.size,
-            job=os.environ.get("SLURM_JOB_ID"),
+            job=job_number(),
             updated=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         with contextlib.suppress(OSError):  # what is only told must not end the training (a full disk)

@@ -28,7 +28,7 @@ def test_all_nodes_of_a_start_have_the_same_port() -> None:
 def test_ports_of_neighbouring_jobs_and_of_restarts_differ_and_stay_in_range() -> None:
     jobs, restarts = range(987_600, 987_900), range(20)
     ports = {
-        (job, restart): place_of(Job(str(job), restart, NODES), "north", 1, "h").port
+        (job, restart): place_of(Job(str(job), restart, NODES, job), "north", 1, "h").port
         for job, restart in itertools.product(jobs, restarts)
     }
     used = [port + one for port in ports.values() for one in (0, 1)]  # the second is the pre-flight's
