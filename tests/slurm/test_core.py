@@ -2,14 +2,12 @@
 
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from support.cluster import NODES, Cluster, command_line, pids
-from support.commands import curve
+from support.commands import curve, dft
 
 from benchmarks.preemption import finished, interrupt, job_of, last_step, said, submit, until, weights, write_run
 from distributed_ft.artifacts import RunDirectory
@@ -26,11 +24,6 @@ def left_of(run: RunDirectory, seconds: float = 15) -> list[str]:
         if not found or time.monotonic() > deadline:
             return found
         time.sleep(0.1)
-
-
-def dft(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "launcher", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=180)
 
 
 def test_two_nodes_of_two_interrupted_once_equal_four_local_processes(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from support.cluster import Cluster, command_line, environment, pids
-from support.commands import curve, train_undisturbed
+from support.commands import curve, dft, train_undisturbed
 from support.tiny import write_rows
 
 from benchmarks.preemption import (
@@ -35,11 +35,6 @@ from launcher import attempts
 
 pytestmark = pytest.mark.slurm
 SHAPE = ("--nodes", "2", "--gpus-per-node", "2", "--until-done")
-
-
-def dft(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "launcher", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
 def ranks_of(run: RunDirectory) -> dict[int, int]:

@@ -100,6 +100,12 @@ class Training:
         return saves
 
 
+def dft(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    """A command to its end."""
+    command = [sys.executable, "-m", "launcher", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
 def train(run_yaml: Path, nproc: int = 2, *arguments: str) -> tuple[int, str]:
     """Train to the end: exit code and stderr."""
     with Training(run_yaml, nproc, *arguments) as training:
