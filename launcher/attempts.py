@@ -199,7 +199,7 @@ def _stop_message(said: Mapping[str, NodeReport]) -> str:
     steps = [report.step for report in said.values() if report.step]
     if steps:
         return f"stopped on request after step {max(steps)}"
-    return next((report.message for report in said.values() if report.message), "stopped on request before its first step")
+    return next((report.message for report in said.values() if report.message), "stopped before its first step")
 
 
 def _first_to_fail(failed: Sequence[NodeReport]) -> NodeReport | None:

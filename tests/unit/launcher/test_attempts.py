@@ -77,12 +77,19 @@ ROWS = {
         (said(A, EXIT_STOPPED, step=7), said(B, EXIT_DONE)), "stopped", EXIT_STOPPED, True, "after step 7"
     ),
     "it was asked before it began": Row(
-        (said(A, EXIT_STOPPED), said(B, EXIT_STOPPED)), "stopped", EXIT_STOPPED, True, "before its first step", asked="TERM"
+        (said(A, EXIT_STOPPED), said(B, EXIT_STOPPED)),
+        "stopped",
+        EXIT_STOPPED,
+        True,
+        "before its first step",
+        asked="TERM",
     ),
     "a node was asked before it could say a word": Row(
         (said(A, EXIT_STOPPED),), "stopped", EXIT_STOPPED, True, "before its first step", asked="USR1"
     ),
-    "it was asked before there was any agent": Row((), "stopped", EXIT_STOPPED, True, "before its first step", asked="USR1"),
+    "it was asked before there was any agent": Row(
+        (), "stopped", EXIT_STOPPED, True, "before its first step", asked="USR1"
+    ),
     "it was cancelled": Row(STOPPED, "stopped", EXIT_STOPPED, False, "after step 7", asked="TERM", ending=True),
     "one job, whatever it reaches": Row(
         STOPPED, "stopped", EXIT_STOPPED, False, "after step 7", asked="USR1", until_done=False
