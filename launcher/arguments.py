@@ -120,7 +120,7 @@ def submit(parser: argparse.ArgumentParser) -> None:
     until.add_argument("--until-done", action="store_true", default=None, help="requeue until the run is finished")
     until.add_argument("--once", dest="until_done", action="store_false", help="one job, whatever it reaches")
     parser.add_argument("--with-eval", action="store_true", default=None, help="a second job scores each checkpoint")
-    parser.add_argument("--array", metavar="1-N%1", help="N jobs, one after the other, where requeues are not allowed")
+    parser.add_argument("--array", metavar="TASKS", help="1-8%%1: eight jobs in a row, where requeues are not allowed")
     parser.add_argument("--dry-run", action="store_true", help="print the script, submit nothing")
 
 
