@@ -111,6 +111,7 @@ def start(run: RunDirectory) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
+@pytest.mark.slow
 def test_kills_and_requests_at_any_moment_change_nothing(make_run: MakeRun, adapters: dict[str, Path]) -> None:
     steps = dict.fromkeys(range(10, 90, 10), adapters["untrained"]) | {90: adapters["kept"]}
     run = make_run(steps, batch_size=1)
