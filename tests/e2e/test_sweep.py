@@ -32,6 +32,7 @@ def test_a_combination_that_cannot_work_is_named_before_any_run_starts(run_yaml:
     assert not (run_yaml.parent / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_does_not_stop_the_others_and_the_same_command_does_what_is_missing(run_yaml: Path) -> None:
     runs = run_yaml.parent / "runs"
     taken = RunDirectory(runs / "run-rank2")

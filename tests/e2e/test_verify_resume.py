@@ -30,6 +30,7 @@ def _verify(run_yaml: Path, *arguments: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, cwd=run_yaml.parent, env=environment, capture_output=True, text=True, timeout=180)
 
 
+@pytest.mark.slow  # the guide that test_documents runs has this command too
 def test_a_killed_and_resumed_run_is_called_identical_and_nothing_is_left(make_yaml: Callable[..., Path]) -> None:
     run_yaml = make_yaml(optim={"max_steps": 400})
     done = _verify(run_yaml, "--steps", "20")
