@@ -74,7 +74,8 @@ def place_of(job: Job, node: str, processes: int, host: str) -> Place:
 
 
 def _report(run: RunDirectory, job: Job, asked: list[int]) -> NodeReport:
-    node, processes = host_name(), int(os.environ.get("DFT_PROCESSES_PER_NODE") or 1)
+    node = host_name()
+    processes = int(os.environ.get("DFT_PROCESSES_PER_NODE") or os.environ.get("SLURM_GPUS_ON_NODE") or 1)
     place = place_of(job, node, processes, os.environ.get("SLURM_LAUNCH_NODE_IPADDR") or job.nodes[0])
     if os.environ.get("DFT_PREFLIGHT", "1") != "0":
         found = _preflight(run, job, place, processes, asked)
