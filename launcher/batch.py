@@ -33,7 +33,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def begin(run: RunDirectory) -> int:
-    """Raises CheckpointError when another job trains there."""
+    """Note that this start begins. Returns 0, or 1 where it shall not (said on stderr): it failed too often.
+
+    Raises CheckpointError when another job trains there, or it is no run directory."""
     if not run.config.is_file():
         raise CheckpointError(f"{run.path}: not a run directory; `dft train run.yaml --prepare-only` makes one")
     job, events = Job.of_environment(), attempts.history(run)
@@ -54,15 +56,16 @@ def begin(run: RunDirectory) -> int:
 
 
 def end(run: RunDirectory, asked: str) -> int:
-    """Judge what the nodes said, and requeue where the run is to go on."""
+    """Judge what the nodes said, and requeue where the run is to go on. Returns the exit code of the job.
+
+    asked: the request to stop that the batch script heard: USR1, TERM or none."""
     job, events = Job.of_environment(), attempts.history(run)
     ending = _is_being_ended(job.number)
     verdict = attempts.judge(attempts.reports(run, job), job.nodes, asked, ending, _until_done(), events)
     if any((event.event, event.job, event.restart) == ("end", job.number, job.restart) for event in events):
         return verdict.code  # `late` has seen to it
-    action = (
-        "left to Slurm" if ending and verdict.outcome == "failed" else "nothing"
-    )  # a node that is lost is its affair
+    lost = ending and verdict.outcome == "failed"  # a node, which is Slurm's affair
+    action = "left to Slurm" if lost else "nothing"
     if verdict.again:
         try:
             action = _again(run, job, verdict)

@@ -60,12 +60,13 @@ class Options:
 
     @property
     def num_ranks(self) -> int:
+        """Processes of all nodes."""
         return self.nodes * self.processes
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What was submitted, or would be: the script(s) by name, and the commands."""
+    """What was submitted, or would be. scripts: file name -> text, the training's first."""
 
     run: RunDirectory
     options: Options
@@ -73,6 +74,7 @@ class Submission:
 
     @property
     def commands(self) -> list[str]:
+        """For the shell, one a script; JOB stands for the number that the first one prints."""
         paths = [str(self.run.slurm / name) for name in self.scripts]
         train, *evaluation = paths
         after = [f"sbatch --dependency=after:JOB --export=ALL,TRAIN_JOB=JOB {shlex.quote(path)}" for path in evaluation]
@@ -152,7 +154,7 @@ def _header(kind: str, name: str, folder: Path, options: Options, cluster: Clust
     yield f"#SBATCH --signal=B:USR1@{cluster.signal_seconds}"
     yield "#SBATCH --requeue" if options.until_done or kind == "eval" else "#SBATCH --no-requeue"
     yield "#SBATCH --open-mode=append"
-    number = "%j" if options.array is None or options.array.endswith("%1") else "%A_%a"
+    number = "%j" if options.array is None else "%A_%a"
     output = str(folder).replace("%", "%%") + f"/{'job' if kind == 'train' else 'eval'}-{number}.out"
     yield f'#SBATCH --output="{output}"' if " " in output else f"#SBATCH --output={output}"
 

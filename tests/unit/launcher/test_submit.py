@@ -138,7 +138,7 @@ HEADERS: dict[str, tuple[Options, dict[str, Any], tuple[str, ...]]] = {
     "a chain": (
         Options(array="1-8%1"),
         {},
-        ("--array=1-8%1", '--output="/shared/my runs/triage/slurm/job-%j.out"'),
+        ("--array=1-8%1", '--output="/shared/my runs/triage/slurm/job-%A_%a.out"'),
     ),
 }
 
