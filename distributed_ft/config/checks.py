@@ -10,6 +10,7 @@ from pathlib import Path
 from distributed_ft.config import deepspeed
 from distributed_ft.config.document import Key, Problem, dotted
 from distributed_ft.config.schema import (
+    FINDING_IDS,
     DeepspeedStrategy,
     FsdpStrategy,
     PrefixMethod,
@@ -37,6 +38,7 @@ def problems(config: RunConfig, folder: Path) -> list[Problem]:
         _attention,
         _method,
         _weights,
+        _waivers,
         _names,
         _runs_dir,
         _base,
@@ -77,6 +79,8 @@ def file_paths(config: RunConfig) -> Iterator[tuple[Key, str]]:
             yield ((*key, "path"), entry.path) if isinstance(entry, Source) else (key, entry)
     if isinstance(config.data.validation, str):
         yield ("data", "validation"), config.data.validation
+    if config.data.audit.json_schema is not None:
+        yield ("data", "audit", "schema"), config.data.audit.json_schema
     if isinstance(config.strategy, DeepspeedStrategy):
         yield ("strategy", "config"), config.strategy.config
     for index, task in enumerate(config.evaluation.tasks):
@@ -169,14 +173,32 @@ def _weights(config: RunConfig, _: Path) -> Iterator[Problem]:
     train = config.data.train
     if isinstance(train, str):
         return
-    weighted = [isinstance(entry, Source) and entry.weight is not None for entry in train]
-    if any(weighted) and not all(weighted):
+    sources = [Source(path=entry) if isinstance(entry, str) else entry for entry in train]
+    fractions = [source.fraction for source in sources if source.fraction is not None]
+    weighted = [source.weight is not None for source in sources]
+    if fractions and any(weighted):
+        yield Problem(("data", "train"), "some files have a weight and some a fraction; give weights, or fractions")
+    elif any(weighted) and not all(weighted):
         index = weighted.index(False)
         yield Problem(
             ("data", "train", index),
             "has no weight, but other files have; give every file one ({path: …, weight: …}), or none",
             also=(("data", "train"),),
         )
+    elif len(fractions) == len(sources):
+        yield Problem(("data", "train"), "every file has a fraction; leave it out of the one that is seen whole")
+    elif sum(fractions) >= 1:
+        yield Problem(
+            ("data", "train"), f"the fractions sum to {sum(fractions):g}, which leaves the other files nothing"
+        )
+
+
+def _waivers(config: RunConfig, _: Path) -> Iterator[Problem]:
+    for index, name in enumerate(config.data.waive):
+        if not any((name + ".").startswith(i + ".") or i.startswith(name + ".") for i in FINDING_IDS):
+            close = difflib.get_close_matches(name, FINDING_IDS, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"they are {', '.join(FINDING_IDS)}"
+            yield Problem(("data", "waive", index), f"{name!r} is no id of a finding; {hint}")
 
 
 def _names(config: RunConfig, _: Path) -> Iterator[Problem]:

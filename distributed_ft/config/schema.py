@@ -135,15 +135,77 @@ MethodConfig = Annotated[
 ]
 
 
-class Source(Section):
-    """One data file."""
+# What an audit may find; a suffix may refine an id. A contract.
+FINDING_IDS = (
+    "duplicate.exact",
+    "duplicate.near",
+    "contamination",
+    "format.drift",
+    "format.schema",
+    "answer.empty",
+    "answer.short",
+    "answer.truncated",
+    "answer.placeholder",
+    "encoding",
+    "language",
+    "conflict",
+    "imbalance",
+    "pii",
+    "secret",
+    "size",
+    "fairness",
+    "template",
+)
+OverLong = Literal["truncate", "split", "drop", "error"]
+DataFormat = Literal["auto", "chat", "sharegpt", "alpaca", "pairs", "text", "columns"]
 
-    path: str = Field(min_length=1, description="JSONL, JSON or CSV; relative to run.yaml, or `shipped:...`.")
+
+class Source(Section):
+    """One data file, `datasets` directory or hub id."""
+
+    path: str = Field(
+        min_length=1,
+        description="JSONL, JSON, CSV, TSV, Parquet, Arrow (each also .gz, .bz2, .xz, .zst), a `datasets` directory or "
+        "a hub id; relative to run.yaml, or `shipped:...`.",
+    )
     weight: Annotated[float, Field(gt=0)] | None = Field(
         None,
         description="Share of the rows of an epoch that come from this file; all files have one, or none has. An epoch "
         "ends when the first file has been seen once; the others go on from there in the next epoch.",
     )
+    fraction: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="Of the rows of an epoch, so many come from this file; the files without one are seen whole. "
+        "General data at 0.1 to 0.2 is replay against forgetting.",
+    )
+    format: DataFormat = Field("auto", description="What a row looks like; auto: told by its columns.")
+    columns: dict[str, str] = Field(
+        {},
+        description="Names of columns in the file: {prompt: question, completion: answer}; also system, context, "
+        "messages, text, id, category.",
+    )
+    split: str | None = Field(None, description="Of a `datasets` directory or hub id: which split; default: train.")
+
+
+class AuditConfig(Section):
+    """What the audit of the data looks for, and from where on it complains."""
+
+    kind: Literal["style", "domain", "new_task", "behaviour"] | None = Field(
+        None,
+        description="What is to be learned; fewer examples than it needs are reported: style 100, domain 1,000, "
+        "new_task 5,000, behaviour 500.",
+    )
+    near_duplicate: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.8, description="Jaccard similarity of two rows' word 3-grams from which on they are near-duplicates."
+    )
+    ngram: Annotated[int, Field(ge=2)] = Field(8, description="Words of the n-grams that contamination is told by.")
+    overlap: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.5, description="Share of an evaluation item's n-grams found in training data from which on it counts as seen."
+    )
+    sensitive: str | None = Field(
+        None, description="A column (region, gender, …): how answers differ between its groups is reported."
+    )
+    json_schema: str | None = Field(None, alias="schema", description="JSON Schema file that all answers must satisfy.")
 
 
 class DataConfig(Section):
@@ -155,9 +217,20 @@ class DataConfig(Section):
     )
     seq_len: Annotated[int, Field(ge=8)] = Field(2048, description="Tokens in a sequence (a pack of documents).")
     packing: bool = Field(True, description="Fill each sequence with several documents, isolated from one another.")
-    over_long: Literal["truncate", "drop", "error"] = Field(
-        "truncate", description="What to do with a row of more than seq_len tokens; counted in data/report.json."
+    over_long: OverLong = Field(
+        "truncate",
+        description="What to do with a row of more than seq_len tokens (split: into several documents); counted in "
+        "data/report.json.",
     )
+    supervise: Literal["all", "last"] = Field("all", description="Which assistant turns of a conversation are learned.")
+    skip_bad: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="Go on over so many rows that cannot be read; they are counted, and kept in data/quarantine.jsonl.",
+    )
+    waive: tuple[str, ...] = Field(
+        (), description="Ids of audit findings that shall not stop the run, e.g. contamination; the report says so."
+    )
+    audit: AuditConfig = AuditConfig()
 
 
 class DdpStrategy(Section):

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from distributed_ft.data.examples import Example, Message
 from distributed_ft.data.files import shorten
-from distributed_ft.data.sources import Example, Message
 from distributed_ft.errors import ConfigError, DataError
 
 if TYPE_CHECKING:

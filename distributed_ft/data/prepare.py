@@ -15,17 +15,18 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from distributed_ft.artifacts import sha256_of, write_json
-from distributed_ft.config.schema import RunConfig, Source
+from distributed_ft.config.schema import OverLong, RunConfig, Source
 from distributed_ft.data.chat import check_tokenizer, render_all
+from distributed_ft.data.examples import Example
 from distributed_ft.data.order import Order
 from distributed_ft.data.report import RowCounts, base_report, with_mixture
-from distributed_ft.data.sources import Example, read_examples
+from distributed_ft.data.sources import read_examples
 from distributed_ft.data.store import (
     PreparedData,
     entry_problem,
@@ -44,7 +45,6 @@ __all__ = ["PreparedData", "open_prepared", "prepare"]
 VERSION = 2  # raise it when the same inputs give other tokens or masks than before
 _ABANDONED = 24 * 3600  # seconds after which a half-made entry is the leftover of a killed preparation
 
-OverLong = Literal["truncate", "drop", "error"]
 StoredRow = tuple[str, npt.NDArray[np.int32], npt.NDArray[np.bool_]]
 
 

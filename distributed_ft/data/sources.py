@@ -9,17 +9,14 @@ Three shapes of row are read, one per file:
 A row that is wrong stops the reading: a fine-tune on what was left after silent skipping is not the one asked for.
 """
 
-import hashlib
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distributed_ft.data.examples import ROLES, Example, Message, digest_of
 from distributed_ft.data.files import Row, read_rows, shorten, suggestion
 from distributed_ft.errors import DataError
 
-ROLES = ("system", "user", "assistant", "tool")
 _SHAPES = {  # the column that gives a shape away -> (its name for people, the columns that hold text)
     "messages": ("chat rows ('messages')", ()),
     "instruction": ("Alpaca rows ('instruction', 'output')", ("output",)),
@@ -29,26 +26,6 @@ _GROUP_COLUMNS = ("skill", "category", "group")
 # Ignoring one of these would train something else.
 _UNSUPPORTED_IN_MESSAGE = ("tool_calls", "function_call", "weight", "reasoning_content", "reasoning", "thinking")
 _UNSUPPORTED_IN_ROW = ("tools", "functions", "history")
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a conversation."""
-
-    role: str
-    content: str
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One row: a conversation whose last turn is the assistant's."""
-
-    id: str  # the row's own `id`, else `<file stem>:<line>`; unique in its file
-    messages: tuple[Message, ...]
-    line: int  # where the row begins in the file, counted from 1
-    path: str
-    group: str | None  # the row's skill, category or group
-    digest: str  # sha256 of the messages: equal rows have equal digests, whatever file they come from
 
 
 def read_examples(path: str | Path) -> list[Example]:
@@ -77,12 +54,6 @@ def read_examples(path: str | Path) -> list[Example]:
     if not examples:
         raise DataError(f"{path}: no rows in this file; give it at least one example")
     return examples
-
-
-def digest_of(messages: tuple[Message, ...]) -> str:
-    """Hex sha256 of roles and contents."""
-    text = json.dumps([[m.role, m.content] for m in messages], ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _shape_of(row: Row) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from distributed_ft.artifacts import Checkpoint, RunDirectory
 from distributed_ft.config.load import load_resolved
-from distributed_ft.data.sources import Message
+from distributed_ft.data.examples import Message
 from distributed_ft.errors import CheckpointError, ConfigError, EvaluationError
 from distributed_ft.evaluation.driver import checkpoint_at
 from distributed_ft.evaluation.engines import TransformersEngine, engine_of

@@ -27,7 +27,7 @@ from transformers.cache_utils import DynamicLayer
 from distributed_ft.artifacts import sha256_of
 from distributed_ft.config.schema import RunConfig
 from distributed_ft.data.chat import render, render_prompt
-from distributed_ft.data.sources import Message
+from distributed_ft.data.examples import Message
 from distributed_ft.errors import CheckpointError, EvaluationError, brief, some
 from distributed_ft.evaluation.task import Generate
 from distributed_ft.model.adapters import num_virtual_tokens, put_on, take_off

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from distributed_ft.config.schema import DataConfig, Source
-from distributed_ft.data.sources import Example, Message
+from distributed_ft.data.examples import Example, Message
 from distributed_ft.evaluation.task import Generate, question
 
 

@@ -18,7 +18,7 @@ from distributed_ft.artifacts import (
     read_json_lines,
     write_atomic,
 )
-from distributed_ft.data.sources import Example
+from distributed_ft.data.examples import Example
 from distributed_ft.errors import CheckpointError
 from distributed_ft.evaluation.engines import Engine
 from distributed_ft.evaluation.few_shot import with_examples

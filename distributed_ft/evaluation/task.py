@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from distributed_ft.data.sources import Example, Message
+from distributed_ft.data.examples import Example, Message
 
 Kind = Literal["task", "general"]
 

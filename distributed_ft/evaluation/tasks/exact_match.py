@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from distributed_ft.data.sources import Example
+from distributed_ft.data.examples import Example
 from distributed_ft.evaluation.task import Generate, Kind, Score, question, reference
 
 

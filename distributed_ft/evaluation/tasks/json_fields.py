@@ -12,7 +12,7 @@ from jsonschema.validators import validator_for
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
-from distributed_ft.data.sources import Example
+from distributed_ft.data.examples import Example
 from distributed_ft.errors import ConfigError, DataError
 from distributed_ft.evaluation.task import Generate, Kind, Score, question, reference
 from distributed_ft.evaluation.tasks.exact_match import rows_digest

@@ -7,7 +7,7 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
 from distributed_ft.data.chat import render, render_all, render_prompt
-from distributed_ft.data.sources import Example, Message
+from distributed_ft.data.examples import Example, Message
 from distributed_ft.errors import ConfigError, DataError
 
 U, A, S = "user", "assistant", "system"

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from distributed_ft.data.sources import Message, read_examples
+from distributed_ft.data.examples import Message
+from distributed_ft.data.sources import read_examples
 from distributed_ft.errors import DataError
 
 U, A, S = "user", "assistant", "system"

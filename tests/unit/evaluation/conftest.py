@@ -16,7 +16,8 @@ from distributed_ft.artifacts import RunDirectory, publish, staging
 from distributed_ft.config.load import resolved_json
 from distributed_ft.config.schema import RunConfig
 from distributed_ft.data.chat import render
-from distributed_ft.data.sources import Example, read_examples
+from distributed_ft.data.examples import Example
+from distributed_ft.data.sources import read_examples
 from distributed_ft.evaluation.engines import TransformersEngine
 
 CHATML = (

@@ -17,7 +17,7 @@ from transformers import (
 
 from distributed_ft.config.schema import AdapterMethod
 from distributed_ft.data.chat import render_prompt
-from distributed_ft.data.sources import Message
+from distributed_ft.data.examples import Message
 from distributed_ft.errors import CheckpointError, EvaluationError
 from distributed_ft.evaluation.engines import TransformersEngine
 from distributed_ft.evaluation.task import Generate
