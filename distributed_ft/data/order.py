@@ -24,12 +24,21 @@ from distributed_ft.data.store import IntArray, PreparedData
 Pack = tuple[tuple[int, int], ...]  # (source, row in the source) of each document of one sequence
 
 
-def epoch_counts(sizes: Sequence[int], weights: Sequence[float] | None) -> list[int]:
+def epoch_counts(
+    sizes: Sequence[int], weights: Sequence[float] | None, fractions: Sequence[float | None] | None = None
+) -> list[int]:
     """Rows that an epoch takes from each source of `sizes` rows.
 
     Without weights: all. With weights the shares are f_i = w_i / sum(w), and the epoch is over when the first source
-    has been seen once: floor(min_i sizes_i / f_i) rows, dealt by largest remainder.
+    has been seen once: floor(min_i sizes_i / f_i) rows, dealt by largest remainder. With fractions, sources that have
+    none are seen whole, n rows, and the others are f_i of the n / (1 - sum(f)) rows of the epoch, rounded: a small
+    source is seen more than once in it, of a large one another part in each epoch.
     """
+    if fractions is not None:
+        exact_fractions = [None if f is None else Fraction(str(f)) for f in fractions]
+        whole = sum(n for n, f in zip(sizes, exact_fractions, strict=True) if f is None)
+        rows = whole / (1 - sum(f for f in exact_fractions if f is not None))
+        return [n if f is None else max(1, round(rows * f)) for n, f in zip(sizes, exact_fractions, strict=True)]
     if weights is None:
         return list(sizes)
     exact = [Fraction(str(w)) for w in weights]  # 0.15 means 15/100, not the nearest binary fraction
@@ -60,7 +69,7 @@ class Order:
         self.prepared = prepared
         self.seed, self.seq_len, self.packing = seed, seq_len, packing
         self.global_batch_size, self.epochs, self.max_steps = global_batch_size, epochs, max_steps
-        self.counts = epoch_counts([len(store) for store in prepared.train], prepared.weights)
+        self.counts = epoch_counts([len(store) for store in prepared.train], prepared.weights, prepared.fractions)
         self._digest = prepared.digest
         self._first_row = np.cumsum([0, *(len(store) for store in prepared.train)])  # of each source, in one numbering
         self._lengths = np.concatenate([store.lengths for store in prepared.train])
@@ -84,7 +93,7 @@ class Order:
 
     @cached_property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps of the first epoch; with weights and packing later ones may differ a little."""
+        """Optimizer steps of the first epoch; with a mixture and packing later ones may differ a little."""
         return self._steps_of(0)
 
     @cached_property
@@ -105,7 +114,8 @@ class Order:
 
     @property
     def _epochs_differ(self) -> bool:
-        return self.prepared.weights is not None and self.packing
+        mixed = self.prepared.weights is not None or self.prepared.fractions is not None
+        return mixed and self.packing
 
     def _epoch_of(self, step: int) -> int:
         while self._first_step[-1] <= step:
@@ -146,6 +156,14 @@ class Order:
     def num_tokens(self, epoch: int) -> int:
         """Tokens of the rows drawn in an epoch."""
         return int(self._lengths[self._packs(epoch)[0]].sum())
+
+    def num_supervised(self, epoch: int) -> int:
+        """Of them, those that are learned."""
+        return int(self._targets[self._packs(epoch)[0]].sum())
+
+    @cached_property
+    def _targets(self) -> IntArray:
+        return np.concatenate([store.targets() for store in self.prepared.train])
 
     def _locate(self, row: int) -> tuple[int, int]:
         source = int(np.searchsorted(self._first_row, row, side="right")) - 1

@@ -1,8 +1,10 @@
 """Reads, renders and tokenises a run's data once, before any process group exists, into a cache keyed by its inputs.
 
 The key covers everything the tokens depend on: the bytes and names of the files, the tokenizer with its template,
-`seq_len`, `over_long`, `validation`, and the version of this code. Weights, packing and the seed decide the order,
-not the tokens: changing them re-reads nothing.
+`seq_len`, `over_long`, `supervise`, `validation`, and the version of this code. Weights, packing and the seed decide
+the order, not the tokens: changing them re-reads nothing.
+
+Rows go through in chunks, by all cores (pool.py), so a file may be larger than memory.
 """
 
 import contextlib
@@ -12,23 +14,27 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from distributed_ft.artifacts import sha256_of, write_json
-from distributed_ft.config.schema import OverLong, RunConfig, Source
+from distributed_ft.config.schema import DataConfig, RunConfig, Source
 from distributed_ft.data.chat import check_tokenizer, render_all
 from distributed_ft.data.examples import Example
 from distributed_ft.data.order import Order
+from distributed_ft.data.pool import in_order
+from distributed_ft.data.reading import BadRow, Chunk, Reading, chunks, quarantine
 from distributed_ft.data.report import RowCounts, base_report, with_mixture
-from distributed_ft.data.sources import read_examples
 from distributed_ft.data.store import (
     PreparedData,
+    Rows,
+    StoredRow,
     entry_problem,
     open_entry,
     open_prepared,
@@ -42,19 +48,9 @@ if TYPE_CHECKING:
 
 __all__ = ["PreparedData", "open_prepared", "prepare"]
 
-VERSION = 2  # raise it when the same inputs give other tokens or masks than before
+VERSION = 3  # raise it when the same inputs give other tokens or masks than before
+QUARANTINE = "quarantine.jsonl"
 _ABANDONED = 24 * 3600  # seconds after which a half-made entry is the leftover of a killed preparation
-
-StoredRow = tuple[str, npt.NDArray[np.int32], npt.NDArray[np.bool_]]
-
-
-@dataclass(frozen=True)
-class _Split:
-    """The rows of a run; `validation` None: it has none."""
-
-    train: list[list[Example]]  # one list a source
-    held_out: list[int]  # rows taken from each source for validation
-    validation: list[Example] | None
 
 
 def prepare(config: RunConfig, tokenizer: "Tokenizer", cache: Path) -> PreparedData:
@@ -63,44 +59,53 @@ def prepare(config: RunConfig, tokenizer: "Tokenizer", cache: Path) -> PreparedD
     Raises DataError (file, line, value, remedy) for faults in the data, ConfigError for an unusable tokenizer.
     """
     check_tokenizer(tokenizer)
-    sources = _sources(config)
+    sources = sources_of(config.data)
     directory = Path(cache) / _key(config, sources, tokenizer)
     if entry_problem(directory, content=True):
         _build(config, sources, tokenizer, directory)
     weights = tuple(source.weight for source in sources if source.weight is not None) or None
     assert weights is None or len(weights) == len(sources), "the schema lets all sources have a weight, or none"
-    prepared = open_entry(directory, weights, None)
-    report = with_mixture(prepared.report, Order.of(config, prepared))
-    return PreparedData(prepared.train, weights, prepared.validation, report, directory)
+    fractions = tuple(source.fraction for source in sources)
+    prepared = open_entry(directory, weights, fractions if any(fractions) else None, None)
+    return replace(prepared, report=with_mixture(prepared.report, Order.of(config, prepared)))
 
 
-def _sources(config: RunConfig) -> list[Source]:
-    train = config.data.train
-    entries = (train,) if isinstance(train, str) else train
-    return [Source(path=entry, weight=None) if isinstance(entry, str) else entry for entry in entries]
+def sources_of(data: DataConfig) -> list[Source]:
+    """`data.train`, each entry in its long form."""
+    entries = (data.train,) if isinstance(data.train, str) else data.train
+    return [Source(path=entry) if isinstance(entry, str) else entry for entry in entries]
+
+
+def reading_of(source: Source, keep: tuple[str, ...] = ()) -> Reading:
+    """How a source is read."""
+    return Reading(source.path, source.format, source.columns, source.split, keep)
 
 
 # --- the key -------------------------------------------------------------------------------------------------------
 
 
 def _key(config: RunConfig, sources: Sequence[Source], tokenizer: "Tokenizer") -> str:
-    validation = config.data.validation
+    data = config.data
     inputs = [
         VERSION,
-        [_file_identity(source.path) for source in sources],
-        _file_identity(validation) if isinstance(validation, str) else validation,
+        [file_identity(reading_of(source)) for source in sources],
+        file_identity(Reading(data.validation)) if isinstance(data.validation, str) else data.validation,
         _tokenizer_identity(tokenizer),
-        config.data.seq_len,
-        config.data.over_long,
+        data.seq_len,
+        data.over_long,
+        data.supervise,
+        data.skip_bad,
     ]
     return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:32]
 
 
-def _file_identity(path: str) -> list[str]:
+def file_identity(reading: Reading) -> list[str]:
+    """What a cache goes by: content, how it is read, and the path, which is in messages and, by its stem, in ids."""
+    how = json.dumps([reading.format, sorted(reading.columns.items()), reading.split])
     try:
-        return [path, sha256_of(Path(path))]  # the path too: it is in messages and, by its stem, in row ids
+        return [reading.path, sha256_of(Path(reading.path)), how]
     except OSError:
-        read_examples(path)  # says what is wrong with it
+        next(chunks(reading))  # says what is wrong with it
         raise
 
 
@@ -117,13 +122,12 @@ def _tokenizer_identity(tokenizer: "Tokenizer") -> str:
 
 def _build(config: RunConfig, sources: Sequence[Source], tokenizer: "Tokenizer", directory: Path) -> None:
     """Make the cache entry `directory`: whole, or not at all. Two processes may do so at the same time."""
-    split = _split(config, sources)
     partial = directory.with_name(f".{directory.name}.{uuid.uuid4().hex}")
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(directory)
         partial.mkdir()
-        _fill(config, sources, split, tokenizer, partial)
+        _fill(config, sources, tokenizer, partial)
         _publish(partial, directory)
     except OSError as error:
         raise DataError(
@@ -162,18 +166,25 @@ def _remove_abandoned(directory: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _fill(config: RunConfig, sources: Sequence[Source], split: _Split, tokenizer: "Tokenizer", directory: Path) -> None:
-    seq_len, over_long = config.data.seq_len, config.data.over_long
-    train_counts, digests = [], {}
-    for number, (source, examples) in enumerate(zip(sources, split.train, strict=True)):
-        counts = RowCounts(source.path, len(examples) + split.held_out[number], split.held_out[number])
-        rows = list(_rows(tokenizer, examples, seq_len, over_long, counts))
-        if not rows:
-            raise DataError(
-                f"{source.path}: all {len(examples)} rows are longer than data.seq_len ({seq_len} tokens) and dropped; "
-                "raise data.seq_len, or set data.over_long: truncate"
-            )
-        digests[f"train-{number}"] = write_store(directory / f"train-{number}", rows)
+def _fill(config: RunConfig, sources: Sequence[Source], tokenizer: "Tokenizer", directory: Path) -> None:
+    data, seq_len = config.data, config.data.seq_len
+    held_out = _held_out(config, sources) if isinstance(data.validation, float) else frozenset[str]()
+    train_counts, digests, bad = [], {}, list[BadRow]()
+
+    def tokenised(readings: Iterable[Reading], counts: RowCounts, take: bool) -> Iterator[Rows]:
+        """The rows of the files, those that are held out or those that are not; fills `counts` and `bad`."""
+        names = _Names()
+        work = _Tokenising(tokenizer, data, held_out, take)
+        for part in in_order(work, chain.from_iterable(map(chunks, readings))):
+            counts.add(part.counts)
+            bad.extend(part.bad)
+            _check_bad(bad, data.skip_bad)
+            yield names.made_unique(part)
+
+    for number, source in enumerate(sources):
+        counts = RowCounts(source.path)
+        rows = tokenised([reading_of(source)], counts, take=False)
+        digests[f"train-{number}"] = _written(directory / f"train-{number}.arrow", rows, counts, data)
         train_counts.append(counts)
     if not any(counts.supervised_tokens for counts in train_counts):
         raise DataError(
@@ -181,85 +192,143 @@ def _fill(config: RunConfig, sources: Sequence[Source], split: _Split, tokenizer
             f"({seq_len} tokens), so there is nothing to learn; raise data.seq_len"
         )
     validation_counts, validation_digest = None, None
-    if split.validation is not None:
-        path = config.data.validation if isinstance(config.data.validation, str) else "held out of data.train"
-        validation_counts = RowCounts(path, rows_in=len(split.validation))
-        rows = list(_rows(tokenizer, split.validation, seq_len, over_long, validation_counts))
+    if data.validation is not None:
+        named = isinstance(data.validation, str)
+        validation_counts = RowCounts(str(data.validation) if named else "held out of data.train")
+        readings = [Reading(str(data.validation))] if named else [reading_of(source) for source in sources]
+        kept = len(bad)
+        rows = tokenised(readings, validation_counts, take=not named)
+        validation_digest = _written(directory / "validation.arrow", rows, validation_counts, data)
+        if not named:
+            del bad[kept:]  # the files were read a second time
+            validation_counts.rows_in, validation_counts.held_out = validation_counts.held_out, 0
         if not validation_counts.supervised_tokens:
             raise DataError(
-                f"data.validation: {path}: no token of an answer is left within data.seq_len ({seq_len} tokens); "
-                "raise data.seq_len"
+                f"data.validation: {validation_counts.path}: no token of an answer is left within data.seq_len "
+                f"({seq_len} tokens); raise data.seq_len"
             )
-        validation_digest = write_store(directory / "validation", rows)
-    duplicates, leaked = _repeated(split)
-    write_json(directory / "report.json", base_report(train_counts, validation_counts, seq_len, duplicates, leaked))
+    if bad:
+        quarantine(directory / QUARANTINE, bad)
+    write_json(directory / "report.json", base_report(train_counts, validation_counts, seq_len, len(bad)))
     write_manifest(directory, digests, validation_digest)
 
 
-def _rows(
-    tokenizer: "Tokenizer", examples: Sequence[Example], seq_len: int, over_long: OverLong, counts: RowCounts
-) -> Iterator[StoredRow]:
-    """The rows as they are stored; fills `counts`."""
-    for example, rendered in zip(examples, render_all(tokenizer, examples), strict=True):
-        length = len(rendered.ids)
-        if length > seq_len:
-            if over_long == "error":
-                raise DataError(
-                    f"{example.path}:{example.line}: the row has {length} tokens, more than data.seq_len ({seq_len}); "
-                    "raise data.seq_len, shorten the row, or set data.over_long: truncate | drop"
-                )
-            if over_long == "drop":
-                counts.dropped.append(example.id)
-                continue
-            counts.truncated.append(example.id)
-        tokens = np.asarray(rendered.ids[:seq_len], dtype=np.int32)
-        supervised = np.asarray(rendered.supervised[:seq_len], dtype=np.bool_)
-        num_supervised = int(supervised[1:].sum())  # the first token is never predicted
-        counts.rows_used += 1
-        counts.tokens += len(tokens)
-        counts.supervised_tokens += num_supervised
-        if not num_supervised:
-            counts.without_supervised.append(example.id)
-        if not rendered.ends:
-            counts.without_end.append(example.id)
-        if rendered.foreign_specials:
-            counts.with_specials.append(example.id)
-        yield example.id, tokens, supervised
+def _written(path: Path, rows: Iterator[Rows], counts: RowCounts, data: DataConfig) -> str:
+    first = next((some for some in rows if some.ids), None)
+    if first is None and counts.held_out and counts.held_out == counts.rows_in:
+        raise DataError(
+            f"data.validation: holding out {data.validation:g} leaves no training row of the {counts.rows_in} in "
+            f"{counts.path}; name a validation file instead, or give more data"
+        )
+    if first is None:
+        raise DataError(
+            f"{counts.path}: all {counts.rows_in} rows are longer than data.seq_len ({data.seq_len} tokens) and "
+            "dropped; raise data.seq_len, or set data.over_long: truncate"
+        )
+    return write_store(path, chain([first], rows))
+
+
+def _check_bad(bad: Sequence[BadRow], allowed: int) -> None:
+    if len(bad) > allowed:
+        raise DataError(f"{bad[0].reason} (and {len(bad) - 1} more rows that cannot be read; data.skip_bad: {allowed})")
+
+
+# --- a chunk -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Tokenised:
+    """A chunk, done."""
+
+    rows: Rows
+    lines: list[int]  # where each row begins in its file
+    counts: RowCounts
+    bad: list[BadRow]
+
+
+@dataclass(frozen=True)
+class _Tokenising:
+    """What is done to a chunk; `take` the rows that are held out, or those that are not."""
+
+    tokenizer: "Tokenizer"
+    data: DataConfig
+    held_out: frozenset[str]  # digests
+    take: bool
+
+    def __call__(self, chunk: Chunk) -> _Tokenised:
+        examples, bad = chunk.parse(tolerant=self.data.skip_bad > 0)
+        wanted = [example for example in examples if (example.digest in self.held_out) == self.take]
+        counts = RowCounts("", rows_in=len(examples), held_out=sum(e.digest in self.held_out for e in examples))
+        lines: list[int] = []
+        rows = Rows.of(self._rows(wanted, counts, lines))
+        return _Tokenised(rows, lines, counts, bad)
+
+    def _rows(self, examples: Sequence[Example], counts: RowCounts, lines: list[int]) -> Iterator[StoredRow]:
+        """The rows as they are stored; fills `counts` and `lines`."""
+        seq_len, over_long = self.data.seq_len, self.data.over_long
+        for example, rendered in zip(examples, render_all(self.tokenizer, examples), strict=True):
+            length, pieces = len(rendered.ids), 1
+            if length > seq_len:
+                if over_long == "error":
+                    raise DataError(
+                        f"{example.path}:{example.line}: the row has {length} tokens, more than data.seq_len "
+                        f"({seq_len}); raise data.seq_len, shorten the row, or set data.over_long: truncate | split | "
+                        "drop"
+                    )
+                if over_long == "drop":
+                    counts.dropped.append(example.line)
+                    continue
+                pieces = -(-length // seq_len) if over_long == "split" else 1
+                (counts.split if over_long == "split" else counts.truncated).append(example.line)
+            counts.rows_used += 1
+            learned = 0
+            for piece in range(pieces):
+                part = slice(piece * seq_len, (piece + 1) * seq_len)
+                tokens, supervised = np.asarray(rendered.ids[part], np.int32), np.asarray(rendered.supervised[part])
+                learned += int(supervised[1:].sum())  # the first token of a document is never predicted
+                counts.tokens += len(tokens)
+                lines.append(example.line)
+                yield example.id if pieces == 1 else f"{example.id}#{piece + 1}", tokens, supervised
+            counts.supervised_tokens += learned
+            if not learned:
+                counts.without_supervised.append(example.line)
+            if not rendered.ends:
+                counts.without_end.append(example.line)
+            if rendered.foreign_specials:
+                counts.with_specials.append(example.line)
+
+
+@dataclass
+class _Names:
+    """Ids are the users' own, and may repeat; a batch is told by them, so here they become different."""
+
+    seen: set[str] = field(default_factory=set)
+
+    def made_unique(self, part: _Tokenised) -> Rows:
+        names = []
+        for name, line in zip(part.rows.ids, part.lines, strict=True):
+            while name in self.seen:
+                name = f"{name}@{line}"
+            self.seen.add(name)
+            names.append(name)
+        return replace(part.rows, ids=names)
 
 
 # --- validation ----------------------------------------------------------------------------------------------------
 
 
-def _split(config: RunConfig, sources: Sequence[Source]) -> _Split:
-    train = [read_examples(source.path) for source in sources]
-    validation = config.data.validation
-    if validation is None:
-        return _Split(train, [0] * len(train), None)
-    if isinstance(validation, str):
-        return _Split(train, [0] * len(train), read_examples(validation))
-    held_out = _held_out(train, validation)
-    kept = [[e for e in examples if e.digest not in held_out] for examples in train]
-    taken = [e for examples in train for e in examples if e.digest in held_out]
-    for source, before, after in zip(sources, train, kept, strict=True):
-        if not after:
-            raise DataError(
-                f"data.validation: holding out {validation:g} leaves no training row of the {len(before)} in "
-                f"{source.path}; name a validation file instead, or give more data"
-            )
-    return _Split(kept, [len(all_rows) - len(rest) for all_rows, rest in zip(train, kept, strict=True)], taken)
-
-
-def _held_out(train: Sequence[Sequence[Example]], fraction: float) -> set[str]:
-    """Digests of the rows to hold out: in the order of the digests until `fraction` of the rows, at least one.
+def _held_out(config: RunConfig, sources: Sequence[Source]) -> frozenset[str]:
+    """Digests of the rows to hold out: in the order of the digests until `data.validation` of the rows, at least one.
 
     A pure function of the content, so neither the order of the files nor the seed moves a row, and equal rows stay on
     the same side.
     """
-    rows: dict[str, int] = {}
-    for examples in train:
-        for example in examples:
-            rows[example.digest] = rows.get(example.digest, 0) + 1
-    wanted = max(1, round(fraction * sum(rows.values())))
+    fraction, tolerant = config.data.validation, config.data.skip_bad > 0
+    assert isinstance(fraction, float)
+    rows = Counter[str]()
+    for digests in in_order(_digests(tolerant), chain.from_iterable(chunks(reading_of(s)) for s in sources)):
+        rows.update(digests)
+    wanted = max(1, round(fraction * rows.total()))
     chosen: set[str] = set()
     taken = 0
     for digest in sorted(rows):
@@ -267,15 +336,8 @@ def _held_out(train: Sequence[Sequence[Example]], fraction: float) -> set[str]:
             break
         chosen.add(digest)
         taken += rows[digest]
-    return chosen
+    return frozenset(chosen)
 
 
-def _repeated(split: _Split) -> tuple[list[str], list[str]]:
-    """Ids of training rows equal to an earlier one, and of validation rows that are training rows."""
-    seen: set[str] = set()
-    duplicates = []
-    for example in (e for examples in split.train for e in examples):
-        if example.digest in seen:
-            duplicates.append(example.id)
-        seen.add(example.digest)
-    return duplicates, [e.id for e in split.validation or [] if e.digest in seen]
+def _digests(tolerant: bool) -> Callable[[Chunk], list[str]]:
+    return lambda chunk: [example.digest for example in chunk.parse(tolerant)[0]]

@@ -2,69 +2,54 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
+from distributed_ft.data.findings import Finding
 from distributed_ft.data.order import Order
 from distributed_ft.records import SCHEMA
 
-_MOST_ROWS = 20  # ids listed in a finding; `count` says how many there are
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something a user should know about the data that is not wrong enough to stop."""
-
-    id: str
-    severity: Literal["info", "warning"]
-    count: int  # rows
-    rows: list[str]  # ids of the first of them
-    message: str
+_MOST_ROWS = 100_000  # lines listed in a finding; `count` says how many there are
 
 
 @dataclass
 class RowCounts:
-    """What became of the rows of one file."""
+    """What became of the rows of one file; lists are of lines, counted from 1."""
 
     path: str
-    rows_in: int  # rows of the file
+    rows_in: int = 0  # rows of the file
     held_out: int = 0  # of them, taken for validation
     rows_used: int = 0
     tokens: int = 0
     supervised_tokens: int = 0
-    truncated: list[str] = field(default_factory=list)  # ids
-    dropped: list[str] = field(default_factory=list)
-    without_supervised: list[str] = field(default_factory=list)
-    without_end: list[str] = field(default_factory=list)
-    with_specials: list[str] = field(default_factory=list)
+    truncated: list[int] = field(default_factory=list)
+    split: list[int] = field(default_factory=list)
+    dropped: list[int] = field(default_factory=list)
+    without_supervised: list[int] = field(default_factory=list)
+    without_end: list[int] = field(default_factory=list)
+    with_specials: list[int] = field(default_factory=list)
+
+    def add(self, other: "RowCounts") -> None:
+        """Count the rows of another part of the file as well."""
+        for name in (f.name for f in fields(self) if f.name != "path"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def summary(self) -> dict[str, Any]:
         """The numbers, for one entry of `sources`."""
-        return {
-            "path": self.path,
-            "rows_in": self.rows_in,
-            "held_out": self.held_out,
-            "rows_used": self.rows_used,
-            "tokens": self.tokens,
-            "supervised_tokens": self.supervised_tokens,
-            "truncated": len(self.truncated),
-            "dropped": len(self.dropped),
-        }
+        return {name: len(value) if isinstance(value, list) else value for name, value in vars(self).items()}
 
 
 def base_report(
-    train: Sequence[RowCounts], validation: RowCounts | None, seq_len: int, duplicates: list[str], leaked: list[str]
+    train: Sequence[RowCounts], validation: RowCounts | None, seq_len: int, rows_bad: int
 ) -> dict[str, Any]:
-    """The part of the report that does not depend on how rows are mixed and packed.
-
-    `duplicates`: training rows equal to an earlier one; `leaked`: validation rows that are training rows too.
-    """
+    """The part of the report that does not depend on how rows are mixed and packed; `rows_bad`: in quarantine."""
     parts = [*train, *([validation] if validation else [])]
     return {
         "schema": SCHEMA,
-        "findings": [asdict(finding) for finding in _findings(parts, seq_len, duplicates, leaked)],
+        "findings": [asdict(finding) for part in parts for finding in _findings(part, seq_len)],
         "rows_in": sum(part.rows_in for part in train),
         "rows_used": sum(part.rows_used for part in train),
+        "rows_bad": rows_bad,
         "tokens": sum(part.tokens for part in train),
         "supervised_tokens": sum(part.supervised_tokens for part in train),
         "seq_len": seq_len,
@@ -75,11 +60,12 @@ def base_report(
 
 def with_mixture(report: dict[str, Any], order: Order) -> dict[str, Any]:
     """The report with what the first epoch draws and how full its sequences are."""
-    total, weights = sum(order.counts), order.prepared.weights
+    total, weights, fractions = sum(order.counts), order.prepared.weights, order.prepared.fractions
     sources = [
         {
             **source,
             "weight": weights[i] if weights else None,
+            "fraction": fractions[i] if fractions else None,
             "rows_per_epoch": order.counts[i],
             "drawn_share": order.counts[i] / total,
         }
@@ -92,7 +78,8 @@ def with_mixture(report: dict[str, Any], order: Order) -> dict[str, Any]:
         "sources": sources,
         "rows_per_epoch": total,
         "sequences_per_epoch": sequences,
-        "packing_efficiency": order.num_tokens(0) / (sequences * order.seq_len),
+        "packing_efficiency": order.num_supervised(0) / (sequences * order.seq_len),  # supervised tokens / slots
+        "packing_fill": order.num_tokens(0) / (sequences * order.seq_len),  # tokens / slots
     }
 
 
@@ -104,54 +91,45 @@ def _mixture_findings(sources: list[dict[str, Any]], order: Order) -> list[Findi
         rows, drawn = source["rows_used"], source["rows_per_epoch"]
         if drawn < rows and drawn * epochs < 0.5 * rows:
             message = (
-                f"{source['path']}: its weight draws {drawn:,} of {rows:,} rows in an epoch, so in {epochs:.3g} epochs "
-                "most are never seen; raise its weight, add rows to the other files, or leave all weights out"
+                f"{source['path']}: its share draws {drawn:,} of {rows:,} rows in an epoch, so in {epochs:.3g} epochs "
+                "most are never seen; raise its share, add rows to the other files, or leave all weights out"
             )
-            found.append(Finding("rows_never_drawn", "warning", rows - math.ceil(drawn * epochs), [], message))
+            unseen = rows - math.ceil(drawn * epochs)
+            found.append(Finding("imbalance.mixture", "warning", unseen, [], message, source["path"]))
     return found
 
 
-def _findings(parts: list[RowCounts], seq_len: int, duplicates: list[str], leaked: list[str]) -> list[Finding]:
-    cases: list[tuple[str, Literal["info", "warning"], list[str], str]] = [
+def _findings(part: RowCounts, seq_len: int) -> list[Finding]:
+    longer = f"longer than data.seq_len ({seq_len} tokens)"
+    cases = [
         (
-            "truncated_rows",
-            "warning",
-            [name for part in parts for name in part.truncated],
-            f"longer than data.seq_len ({seq_len} tokens) and cut there; raise data.seq_len to keep the whole answers",
+            "answer.truncated.seq_len",
+            part.truncated,
+            f"{longer} and cut there; raise data.seq_len to keep the whole answers, or set data.over_long: split",
         ),
+        ("answer.truncated.split", part.split, f"{longer} and cut into several documents"),
+        ("answer.truncated.dropped", part.dropped, f"{longer} and left out; raise data.seq_len to use them"),
         (
-            "dropped_rows",
-            "warning",
-            [name for part in parts for name in part.dropped],
-            f"longer than data.seq_len ({seq_len} tokens) and left out; raise data.seq_len to use them",
-        ),
-        (
-            "no_supervised_tokens",
-            "warning",
-            [name for part in parts for name in part.without_supervised],
+            "answer.truncated.lost",
+            part.without_supervised,
             "nothing of the answer is within data.seq_len, so these rows train nothing; shorten their questions, "
             "raise data.seq_len, or set data.over_long: drop",
         ),
         (
-            "no_end_of_turn",
-            "warning",
-            [name for part in parts for name in part.without_end],
+            "template.stop_token",
+            part.without_end,
             "the chat template closes these answers with no special token, so the model does not learn where to "
             "stop; correct the tokenizer's chat_template",
         ),
         (
-            "special_tokens_in_text",
-            "warning",
-            [name for part in parts for name in part.with_specials],
+            "template.special_tokens",
+            part.with_specials,
             "the text contains special tokens of the tokenizer, which the model takes for the end of a turn or "
             "the like; remove them if they are no part of the task",
         ),
-        ("duplicate_rows", "info", duplicates, "equal to an earlier training row, and therefore seen more often"),
-        (
-            "validation_rows_in_training",
-            "warning",
-            leaked,
-            "validation rows that are training rows too: the validation loss is too good; remove them from one file",
-        ),
     ]
-    return [Finding(name, severity, len(rows), rows[:_MOST_ROWS], text) for name, severity, rows, text in cases if rows]
+    return [
+        Finding(name, "warning", len(lines), lines[:_MOST_ROWS], text, part.path)
+        for name, lines, text in cases
+        if lines
+    ]

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from distributed_ft.config.schema import DataConfig, ModelConfig, OptimConfig, RunConfig
-from distributed_ft.data.store import PreparedData, TokenStore, write_store
+from distributed_ft.data.store import PreparedData, Rows, TokenStore, write_store
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -100,8 +100,10 @@ def make_prepared(tmp_path: Path) -> Callable[..., PreparedData]:
                 tokens = np.arange(first, first + size, dtype=np.int32)
                 rows.append((f"s{number}r{row}", tokens, rng.random(size) < 0.4))
                 first += size
-            directory = tmp_path / name / f"train-{number}"
-            stores.append(TokenStore(directory, write_store(directory, rows)))
+            path = tmp_path / name / f"train-{number}.arrow"
+            path.parent.mkdir(exist_ok=True)
+            batches = [Rows.of(rows[i : i + 7]) for i in range(0, len(rows), 7)]
+            stores.append(TokenStore(path, write_store(path, batches)))
         return PreparedData(tuple(stores), tuple(weights) if weights else None, None, {}, tmp_path / name)
 
     return make

@@ -118,7 +118,7 @@ def test_a_damaged_entry_is_rebuilt(damage, train, tokenizer, make_config, tmp_p
     cache = tmp_path / "cache"
     config = make_config(train=train, seq_len=64)
     first = prepare(config, tokenizer, cache)
-    digest, tokens, manifest = first.digest, first.directory / "train-0/tokens.npy", first.directory / "manifest.json"
+    digest, tokens, manifest = first.digest, first.directory / "train-0.arrow", first.directory / "manifest.json"
     content = tokens.read_bytes()
     if damage == "no manifest":
         manifest.unlink()
@@ -127,7 +127,7 @@ def test_a_damaged_entry_is_rebuilt(damage, train, tokenizer, make_config, tmp_p
     elif damage == "cut array":
         tokens.write_bytes(content[:-7])
     elif damage == "changed byte":
-        tokens.write_bytes(content[:-4] + bytes([content[-4] ^ 1]) + content[-3:])
+        tokens.write_bytes(content[:400] + bytes([content[400] ^ 1]) + content[401:])
     else:
         tokens.unlink()
     assert entry_problem(first.directory, content=True)
@@ -191,8 +191,8 @@ def test_a_rank_opens_what_was_prepared_and_sees_the_same_batches(train, tokeniz
 def test_a_rank_that_finds_the_cache_gone_says_what_to_do(train, tokenizer, make_config, tmp_path):
     prepared = prepare(make_config(train=train, seq_len=64), tokenizer, tmp_path / "cache")
     manifest = prepared.write(tmp_path / "data")
-    (prepared.directory / "train-0" / "ids.npy").unlink()
-    with pytest.raises(DataError, match=r"ids.npy: missing.*prepared anew"):
+    (prepared.directory / "train-0.arrow").unlink()
+    with pytest.raises(DataError, match=r"train-0.arrow: missing.*prepared anew"):
         open_prepared(manifest)
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "directory": str(tmp_path / "nowhere")}))
     with pytest.raises(DataError, match="prepared anew"):
@@ -207,15 +207,16 @@ def test_long_rows_are_cut_dropped_or_refused_as_asked_and_counted(tokenizer, ma
     cut = prepare(make_config(train=path, seq_len=50), tokenizer, tmp_path / "c")
     assert [len(cut.train[0]), max(cut.train[0].lengths)] == [3, 50]
     found = {finding["id"]: finding for finding in cut.report["findings"]}
-    assert (found["truncated_rows"]["count"], found["truncated_rows"]["rows"]) == (2, ["long:2", "long:3"])
-    assert found["no_supervised_tokens"]["rows"] == ["long:2"]
+    cut_rows = found["answer.truncated.seq_len"]
+    assert (cut_rows["count"], cut_rows["rows"], cut_rows["path"]) == (2, [2, 3], path)
+    assert found["answer.truncated.lost"]["rows"] == [2]
     assert (cut.report["rows_in"], cut.report["rows_used"]) == (3, 3)
 
     dropped = prepare(make_config(train=path, seq_len=50, over_long="drop"), tokenizer, tmp_path / "c")
     assert all_ids(dropped.train[0]) == ["long:1"]
     assert (dropped.report["rows_in"], dropped.report["rows_used"]) == (3, 1)
     assert [(f["id"], f["severity"], f["count"]) for f in dropped.report["findings"]] == [
-        ("dropped_rows", "warning", 2)
+        ("answer.truncated.dropped", "warning", 2)
     ]
 
     with pytest.raises(DataError, match=r"long.jsonl:2: the row has 2\d\d tokens, more than data.seq_len \(50\)"):
@@ -247,10 +248,8 @@ def test_the_report_counts_rows_tokens_and_shares(tokenizer, make_config, write_
     report = prepared.report
     findings = {f["id"]: (f["severity"], f["count"], f["rows"]) for f in report["findings"]}
     assert findings == {
-        "special_tokens_in_text": ("warning", 1, ["b:51"]),
-        "duplicate_rows": ("info", 1, ["a:31"]),
-        "validation_rows_in_training": ("warning", 1, ["v:6"]),
-        "rows_never_drawn": ("warning", 51 - 2 * 10, []),
+        "template.special_tokens": ("warning", 1, [51]),
+        "imbalance.mixture": ("warning", 51 - 2 * 10, []),
     }
     assert (report["rows_in"], report["rows_used"], report["validation"]["rows_used"]) == (82, 82, 6)
     supervised = sum(int(s.example(i)[1].sum()) for s in prepared.train for i in range(len(s)))
@@ -260,8 +259,10 @@ def test_the_report_counts_rows_tokens_and_shares(tokenizer, make_config, write_
     order = Order.of(config, prepared)
     packs = [p for step in range(order.steps_per_epoch) for p in order.global_batch(step)]
     tokens = sum(int(prepared.train[s].lengths[i]) for p in packs for s, i in p)
-    assert report["packing_efficiency"] == pytest.approx(tokens / (len(packs) * 128))
-    assert 0.5 < report["packing_efficiency"] <= 1
+    learned = sum(int(prepared.train[s].example(i)[1][1:].sum()) for p in packs for s, i in p)
+    assert report["packing_fill"] == pytest.approx(tokens / (len(packs) * 128))
+    assert report["packing_efficiency"] == pytest.approx(learned / (len(packs) * 128))
+    assert 0.5 < report["packing_fill"] <= 1
     json.dumps(report)
 
 
@@ -270,8 +271,8 @@ def test_weights_that_leave_most_rows_unseen_are_said_with_the_file(tokenizer, m
     train = (Source(path=large, weight=0.85), Source(path=small, weight=0.15))
     report = prepare(make_config(train=train, seq_len=128), tokenizer, tmp_path / "cache").report
     (finding,) = report["findings"]
-    assert (finding["id"], finding["severity"]) == ("rows_never_drawn", "warning")
-    assert finding["message"].startswith(f"{large}: its weight draws 17 of 90 rows in an epoch")
+    assert (finding["id"], finding["severity"]) == ("imbalance.mixture", "warning")
+    assert finding["message"].startswith(f"{large}: its share draws 17 of 90 rows in an epoch")
     enough = make_config(train=train, seq_len=128, optim={"epochs": 3})
     assert prepare(enough, tokenizer, tmp_path / "cache").report["findings"] == []
 
@@ -318,14 +319,14 @@ def test_faults_in_files_and_tokenizers_come_before_anything_is_written(
             prepare(make_config(**settings), tokenizer, cache)
     with pytest.raises(ConfigError, match="no chat template"):
         prepare(make_config(train=good), tokenizers["none"], cache)
-    assert not cache.exists()
+    assert not list(cache.glob('*'))
 
 
 def test_a_full_disk_is_one_message_and_no_half_made_entry(train, tokenizer, make_config, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(np, "save", full)
+    monkeypatch.setattr(module, "write_store", full)
     with pytest.raises(DataError, match=r"cannot be written here \(No space left on device\); free some space"):
         prepare(make_config(train=train, seq_len=64), tokenizer, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
