@@ -276,7 +276,7 @@ def _files(config: RunConfig, folder: Path) -> Iterator[Problem]:
     splits = {key: split for key, _, split in _data_paths(config, folder)}
     for key, text in file_paths(config, folder):
         path = resolve(text, folder)
-        if key in splits and (os.path.isdir(path) or splits[key] is not None and os.path.isfile(path)):
+        if key in splits and (os.path.isdir(path) or (splits[key] is not None and os.path.isfile(path))):
             try:
                 data_files.files_of(path, splits[key])
             except DataError as error:
