@@ -25,8 +25,8 @@ from distributed_ft.config.schema import OverLong, RunConfig, Source
 from distributed_ft.data.chat import check_tokenizer, render_all
 from distributed_ft.data.examples import Example
 from distributed_ft.data.order import Order
+from distributed_ft.data.reading import read_examples
 from distributed_ft.data.report import RowCounts, base_report, with_mixture
-from distributed_ft.data.sources import read_examples
 from distributed_ft.data.store import (
     PreparedData,
     entry_problem,

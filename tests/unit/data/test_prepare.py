@@ -14,7 +14,7 @@ from distributed_ft.data import prepare as module
 from distributed_ft.data.chat import render
 from distributed_ft.data.order import Order
 from distributed_ft.data.prepare import open_prepared, prepare
-from distributed_ft.data.sources import read_examples
+from distributed_ft.data.reading import read_examples
 from distributed_ft.data.store import entry_problem
 from distributed_ft.errors import ConfigError, DataError
 
