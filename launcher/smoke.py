@@ -79,7 +79,7 @@ def thinned(config: RunConfig, folder: Path) -> RunConfig:
 
 def _thin(path: str, folder: Path) -> str:
     """Every tenth row of a data file, in the same format."""
-    from distributed_ft.data.sources import read_examples
+    from distributed_ft.data.reading import read_examples
 
     rows = read_examples(path)
     if not rows:

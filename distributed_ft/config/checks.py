@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from distributed_ft.config import deepspeed
+from distributed_ft.config import data_files, deepspeed
 from distributed_ft.config.document import Key, Problem, dotted
 from distributed_ft.config.schema import (
     FINDING_IDS,
@@ -18,6 +18,7 @@ from distributed_ft.config.schema import (
     RunConfig,
     Source,
 )
+from distributed_ft.errors import DataError
 
 # os.path's questions are asked here, not pathlib's: they answer no where pathlib raises (a name that is too long).
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -68,17 +69,10 @@ def is_hub_id(base: str, folder: Path) -> bool:
     return not looks_like_path and not os.path.isdir(resolve(base, folder))
 
 
-def file_paths(config: RunConfig) -> Iterator[tuple[Key, str]]:
-    """Every data, task and schema file that the config names, by key; `general: shipped` is a word, not a path."""
-    train = config.data.train
-    if isinstance(train, str):
-        yield ("data", "train"), train
-    else:
-        for index, entry in enumerate(train):
-            key: Key = ("data", "train", index)
-            yield ((*key, "path"), entry.path) if isinstance(entry, Source) else (key, entry)
-    if isinstance(config.data.validation, str):
-        yield ("data", "validation"), config.data.validation
+def file_paths(config: RunConfig, folder: Path) -> Iterator[tuple[Key, str]]:
+    """Every path of a file (or folder of data) that the config names, by key; words and hub ids are none."""
+    for key, path, _ in _data_paths(config, folder):
+        yield key, path
     if config.data.audit.json_schema is not None:
         yield ("data", "audit", "schema"), config.data.audit.json_schema
     if isinstance(config.strategy, DeepspeedStrategy):
@@ -90,6 +84,20 @@ def file_paths(config: RunConfig) -> Iterator[tuple[Key, str]]:
     for index, general in enumerate(config.evaluation.general):
         if general != "shipped":
             yield ("evaluation", "general", index), general
+
+
+def _data_paths(config: RunConfig, folder: Path) -> Iterator[tuple[Key, str, str | None]]:
+    """Key, path and split of what is trained and validated on, where it is not on the hub."""
+    train = config.data.train
+    entries: list[tuple[Key, str | Source]] = [(("data", "train"), train)] if isinstance(train, str) else []
+    if not isinstance(train, str):
+        entries = [(("data", "train", index), entry) for index, entry in enumerate(train)]
+    if isinstance(config.data.validation, str):
+        entries.append((("data", "validation"), config.data.validation))
+    for key, entry in entries:
+        source = entry if isinstance(entry, Source) else Source(path=entry)
+        if not data_files.is_hub_id(source.path, folder):
+            yield (*key, "path") if isinstance(entry, Source) else key, source.path, source.split
 
 
 def general_name(entry: str) -> str:
@@ -265,9 +273,15 @@ def _base(config: RunConfig, folder: Path) -> Iterator[Problem]:
 
 
 def _files(config: RunConfig, folder: Path) -> Iterator[Problem]:
-    for key, text in file_paths(config):
+    splits = {key: split for key, _, split in _data_paths(config, folder)}
+    for key, text in file_paths(config, folder):
         path = resolve(text, folder)
-        if os.path.isdir(path):
+        if key in splits and (os.path.isdir(path) or (splits[key] is not None and os.path.isfile(path))):
+            try:
+                data_files.files_of(path, splits[key])
+            except DataError as error:
+                yield Problem(key, str(error))
+        elif os.path.isdir(path):
             yield Problem(key, f"{path}: is a directory, not a file")
         elif not os.path.isfile(path):
             yield Problem(key, f"{path}: {_missing(path, 'file')}")

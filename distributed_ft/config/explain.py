@@ -173,6 +173,8 @@ def _words(details: ErrorDetails, key: Key, value: Any, document: Document, root
         case "union_tag_invalid":
             value = value["type"]
             return (*key, "type"), _unknown_choice((*key, "type"), value, str(context["expected_tags"]))
+        case "literal_error" if details["loc"][-1] == "[key]":  # of a mapping with fixed names
+            return key, _unknown_choice(key, str(key[-1]), str(context["expected"]))
         case "literal_error" if value is not None:
             return key, _unknown_choice(key, value, str(context["expected"]))
         case "model_type" | "dict_type":

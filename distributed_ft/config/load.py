@@ -186,7 +186,7 @@ def _touches(key: Key, wrong: set[Key]) -> bool:
 
 def _absolute(config: RunConfig, folder: Path) -> RunConfig:
     tree = config.model_dump(mode="json")
-    for key, path in checks.file_paths(config):
+    for key, path in checks.file_paths(config, folder):
         inner: Any = tree
         for step in key[:-1]:
             inner = inner[step]

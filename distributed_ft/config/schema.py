@@ -159,6 +159,9 @@ FINDING_IDS = (
 OverLong = Literal["truncate", "split", "drop", "error"]
 DataFormat = Literal["auto", "chat", "sharegpt", "alpaca", "pairs", "text", "columns"]
 
+# What a column of a file may be named for: data.train[].columns
+ColumnName = Literal["prompt", "completion", "system", "context", "messages", "text", "id", "category"]
+
 
 class Source(Section):
     """One data file, `datasets` directory or hub id."""
@@ -179,7 +182,7 @@ class Source(Section):
         "General data at 0.1 to 0.2 is replay against forgetting.",
     )
     format: DataFormat = Field("auto", description="What a row looks like; auto: told by its columns.")
-    columns: dict[str, str] = Field(
+    columns: dict[ColumnName, str] = Field(
         {},
         description="Names of columns in the file: {prompt: question, completion: answer}; also system, context, "
         "messages, text, id, category.",

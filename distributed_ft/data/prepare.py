@@ -29,7 +29,7 @@ from distributed_ft.data.chat import check_tokenizer, render_all
 from distributed_ft.data.examples import Example
 from distributed_ft.data.order import Order
 from distributed_ft.data.pool import in_order
-from distributed_ft.data.reading import BadRow, Chunk, Reading, chunks, quarantine
+from distributed_ft.data.reading import BadRow, Chunk, Reading, chunks, quarantine, refuse_more
 from distributed_ft.data.report import RowCounts, base_report, with_mixture
 from distributed_ft.data.store import (
     PreparedData,
@@ -41,6 +41,7 @@ from distributed_ft.data.store import (
     write_manifest,
     write_store,
 )
+from distributed_ft.data.tables import hub_revision
 from distributed_ft.errors import DataError
 
 if TYPE_CHECKING:
@@ -102,8 +103,10 @@ def _key(config: RunConfig, sources: Sequence[Source], tokenizer: "Tokenizer") -
 def file_identity(reading: Reading) -> list[str]:
     """What a cache goes by: content, how it is read, and the path, which is in messages and, by its stem, in ids."""
     how = json.dumps([reading.format, sorted(reading.columns.items()), reading.split])
+    if reading.on_hub:
+        return [reading.path, hub_revision(reading.path), how]
     try:
-        return [reading.path, sha256_of(Path(reading.path)), how]
+        return [reading.path, *(sha256_of(file) for file in reading.files()), how]
     except OSError:
         next(chunks(reading))  # says what is wrong with it
         raise
@@ -178,7 +181,7 @@ def _fill(config: RunConfig, sources: Sequence[Source], tokenizer: "Tokenizer", 
         for part in in_order(work, chain.from_iterable(map(chunks, readings))):
             counts.add(part.counts)
             bad.extend(part.bad)
-            _check_bad(bad, data.skip_bad)
+            refuse_more(bad, data.skip_bad)
             yield names.made_unique(part)
 
     for number, source in enumerate(sources):
@@ -226,11 +229,6 @@ def _written(path: Path, rows: Iterator[Rows], counts: RowCounts, data: DataConf
             "dropped; raise data.seq_len, or set data.over_long: truncate"
         )
     return write_store(path, chain([first], rows))
-
-
-def _check_bad(bad: Sequence[BadRow], allowed: int) -> None:
-    if len(bad) > allowed:
-        raise DataError(f"{bad[0].reason} (and {len(bad) - 1} more rows that cannot be read; data.skip_bad: {allowed})")
 
 
 # --- a chunk -------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from distributed_ft.artifacts import Checkpoint, RunDirectory, step_name, write_
 from distributed_ft.config.load import load_resolved
 from distributed_ft.config.schema import RunConfig
 from distributed_ft.data.examples import Example
-from distributed_ft.data.sources import read_examples
+from distributed_ft.data.reading import read_examples
 from distributed_ft.errors import CheckpointError, ConfigError, EvaluationError
 from distributed_ft.evaluation.claims import claimed, release
 from distributed_ft.evaluation.engines import TransformersEngine, engine_of

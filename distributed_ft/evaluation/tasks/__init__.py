@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import assert_never
 
 from distributed_ft.config.schema import EvaluationConfig, TaskConfig
-from distributed_ft.data.sources import read_examples
+from distributed_ft.data.reading import read_examples
 from distributed_ft.errors import ConfigError
 from distributed_ft.evaluation.task import Kind, Task
 from distributed_ft.evaluation.tasks.exact_match import ExactMatch

@@ -151,7 +151,19 @@ def test_a_wrong_line_is_refused_with_its_place_its_value_and_the_remedy(
 DATA = {
     "{train: gone.jsonl}": "data.train: gone.jsonl: no such file",
     "{train: [train.jsonl, {path: gone.jsonl}]}": "data.train[1].path: gone.jsonl: no such file",
-    "{train: base}": "data.train: base: is a directory, not a file",
+    "{train: base}": (
+        "data.train: base: a directory without data files (.jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow, "
+        ".feather, .ipc); name a data file in it"
+    ),
+    "{train: data/trian.jsonl}": "data.train: data/trian.jsonl: no such file",
+    "{train: base/trian}": "data.train: base/trian: no such file",
+    "{train: [{path: more.jsonl, split: dev}]}": (
+        "data.train[0].path: more.jsonl: split 'dev' of a single file; name the file of that split, and leave out split"
+    ),
+    "{train: [{path: more.jsonl, columns: {promt: q}}]}": (
+        "data.train[0].columns.promt: 'promt' is not a choice; did you mean 'prompt'? choices: prompt, completion, "
+        "system, context, messages, text, id, category"
+    ),
     "{train: []}": "data.train: is empty",
     "{train: {path: train.jsonl}}": (
         "data.train: a mapping is neither a path nor a list of paths, for example [train.jsonl, general.jsonl]"

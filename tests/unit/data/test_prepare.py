@@ -14,7 +14,7 @@ from distributed_ft.data import prepare as module
 from distributed_ft.data.chat import render
 from distributed_ft.data.order import Order
 from distributed_ft.data.prepare import open_prepared, prepare
-from distributed_ft.data.sources import read_examples
+from distributed_ft.data.reading import read_examples
 from distributed_ft.data.store import entry_problem
 from distributed_ft.errors import ConfigError, DataError
 
@@ -319,7 +319,7 @@ def test_faults_in_files_and_tokenizers_come_before_anything_is_written(
             prepare(make_config(**settings), tokenizer, cache)
     with pytest.raises(ConfigError, match="no chat template"):
         prepare(make_config(train=good), tokenizers["none"], cache)
-    assert not list(cache.glob('*'))
+    assert not list(cache.glob("*"))
 
 
 def test_a_full_disk_is_one_message_and_no_half_made_entry(train, tokenizer, make_config, tmp_path, monkeypatch):

@@ -1,13 +1,15 @@
 """Every shape of row that is read, and every fault that stops the reading, with its place and remedy."""
 
 import csv
+import gzip
 import json
+import lzma
 from pathlib import Path
 
 import pytest
 
 from distributed_ft.data.examples import Message
-from distributed_ft.data.sources import read_examples
+from distributed_ft.data.reading import read_examples
 from distributed_ft.errors import DataError
 
 U, A, S = "user", "assistant", "system"
@@ -121,8 +123,9 @@ BROKEN = {  # name -> (file name, content, line, what the message says)
     "nul byte": ("a.jsonl", GOOD + "\n\0\0\n", 2, ["NUL"]),
     "escaped nul": ("a.jsonl", chat((U, "a"), (A, "b\0")), 1, ["NUL", "messages[1]"]),
     "half a surrogate": ("a.jsonl", chat((U, "a"), (A, "\ud83d")), 1, ["surrogate"]),
-    "latin-1": ("a.jsonl", GOOD.encode() + b'\n{"prompt": "caf\xe9"}', 2, [f"byte {len(GOOD) + 16}", "0xe9", "UTF-8"]),
-    "latin-1 behind a mark": ("a.csv", b"\xef\xbb\xbfprompt,completion\ncaf\xe9,b", 2, ["byte 24", "0xe9"]),
+    "latin-1": ("a.jsonl", GOOD.encode() + b'\n{"prompt": "caf\xe9"}', 2, ["byte 15 of the line", "0xe9", "UTF-8"]),
+    "latin-1 in json": ("a.json", b'[\n"caf\xe9"]', 2, ["byte 6 of the file", "0xe9"]),
+    "latin-1 behind a mark": ("a.csv", b"\xef\xbb\xbfprompt,completion\ncaf\xe9,b", 2, ["byte 3 of", "0xe9"]),
     "utf-16": ("a.csv", "prompt,completion\na,b".encode("utf-16"), 1, ["UTF-16"]),
     "misspelt column": ("a.jsonl", '{"instrution": "a", "output": "b"}', 1, ["'instrution', 'output'", "did you mean"]),
     "misspelt answer": ("a.jsonl", '{"instruction": "a", "outptu": "b"}', 1, ["'output'", "did you mean"]),
@@ -142,11 +145,31 @@ BROKEN = {  # name -> (file name, content, line, what the message says)
         ["'role'", "did you mean"],
     ),
     "content in parts": ("a.jsonl", '{"messages": [{"role": "user", "content": [1]}]}', 1, ["content is a list, [1]"]),
-    "tool calls": (
+    "a broken tool call": (
         "a.jsonl",
         '{"messages": [{"role": "assistant", "content": "a", "tool_calls": [{"id": 1}]}]}',
         1,
-        ["tool_calls", "not supported"],
+        ["messages[0].tool_calls[0]", "names no function"],
+    ),
+    "tool arguments cut off": (
+        "a.jsonl",
+        '{"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{\\"a\\": "}}]}]}',
+        1,
+        ["arguments", "no JSON object"],
+    ),
+    "tools are no list": ("a.jsonl", GOOD[:-1] + ', "tools": "f"}', 1, ["tools is text", "list of functions"]),
+    "legacy functions": ("a.jsonl", GOOD[:-1] + ', "functions": [{"name": "f"}]}', 1, ["functions", "'tools'"]),
+    "half a weight": (
+        "a.jsonl",
+        '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0.5}]}',
+        1,
+        ["messages[1].weight: 0.5", "neither 0 nor 1"],
+    ),
+    "an image": (
+        "a.jsonl",
+        '{"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}',
+        1,
+        ["messages[0].content is a list", "only text"],
     ),
     "reasoning": (
         "a.jsonl",
@@ -154,15 +177,37 @@ BROKEN = {  # name -> (file name, content, line, what the message says)
         1,
         ["reasoning_content", "not supported"],
     ),
-    "tools": ("a.jsonl", GOOD[:-1] + ', "tools": [{"name": "f"}]}', 1, ["tools", "not supported"]),
-    "history": (
+    "history beside messages": ("a.jsonl", GOOD[:-1] + ', "history": [["c", "d"]]}', 1, ["history", "'messages'"]),
+    "history that is no pairs": (
         "a.jsonl",
-        '{"instruction": "a", "output": "b", "history": [["c", "d"]]}',
+        '{"instruction": "a", "output": "b", "history": [["c"]]}',
         1,
-        ["history", "not supported", "'messages'"],
+        ["history[0]", "not a question and its answer"],
     ),
+    "sharegpt speaker": (
+        "a.jsonl",
+        '{"conversations": [{"from": "humann", "value": "a"}]}',
+        1,
+        ["conversations[0].from", "did you mean 'human'"],
+    ),
+    "sharegpt without value": ("a.jsonl", '{"conversations": [{"from": "human"}]}', 1, ["has no 'value'"]),
+    "sharegpt turns in messages": (
+        "a.jsonl",
+        '{"messages": [{"from": "human", "value": "a"}]}',
+        1,
+        ["has no 'role'", "format: sharegpt"],
+    ),
+    "preference data": ("a.jsonl", '{"prompt": "a", "chosen": "b", "rejected": "c"}', 1, ["preference data"]),
+    "only preferences": ("a.jsonl", '{"chosen": [], "rejected": []}', 1, ["preference data", "'completion'"]),
+    "plain text to be asked": ("a.jsonl", '{"text": "once"}', 1, ["no question and no answer"]),
     "half a surrogate in an id": ("a.jsonl", GOOD[:-1] + ', "id": "\\ud800x"}', 1, ["id", "surrogate"]),
-    "packed": ("a.jsonl.gz", b"\x1f\x8b\x08", None, ["unpack it"]),
+    "truncated gzip": ("a.jsonl.gz", gzip.compress(GOOD.encode() * 99)[:-40], 1, ["cut off or damaged"]),
+    "no gzip": ("a.jsonl.gz", GOOD, 1, ["cut off or damaged", "Not a gzipped file"]),
+    "truncated xz": ("a.jsonl.xz", lzma.compress(GOOD.encode())[:-20], 1, ["cut off or damaged"]),
+    "broken bz2": ("a.csv.bz2", b"BZh9xxxxxxxxxxxxxx", 1, ["cut off or damaged"]),
+    "no zstd": ("a.jsonl.zst", GOOD, 1, ["cut off or damaged"]),
+    "zip": ("a.zip", b"PK", None, ["unpack it"]),
+    "packed parquet": ("a.parquet.gz", b"", None, ["'.parquet.gz'", "unpack it"]),
     "unknown role": (
         "a.jsonl",
         chat(("asistant", "a")),
@@ -182,7 +227,9 @@ BROKEN = {  # name -> (file name, content, line, what the message says)
     "unclosed quote": ("a.csv", 'prompt,completion\na,b\nc,"d\ne,f\n', 3, ["never closed"]),
     "semicolons": ("a.csv", "prompt;completion\na;b\n", 1, ["one column", "commas"]),
     "column twice": ("a.csv", "prompt,prompt\na,b\n", 1, ["'prompt' stands twice"]),
-    "unknown format": ("a.parquet", b"PAR1\xff", None, [".parquet", "convert it", ".jsonl"]),
+    "unknown format": ("a.xlsx", b"PK", None, [".xlsx", "convert it", ".jsonl"]),
+    "corrupt parquet": ("a.parquet", b"PAR1\xff" * 9, None, ["not a whole Parquet file", "0 rows"]),
+    "corrupt arrow": ("a.arrow", b"ARROW1\0\0" * 9, None, ["not a whole Arrow file", "0 rows"]),
     "no extension": ("data", GOOD, None, ["no extension"]),
 }
 
@@ -209,5 +256,6 @@ def test_a_missing_file_and_a_directory_say_what_to_name_instead(tmp_path):
         read_examples(tmp_path / "trian.jsonl")
     with pytest.raises(DataError, match="no such file; check the path"):
         read_examples(tmp_path / "nowhere" / "x.jsonl")
-    with pytest.raises(DataError, match="directory; name a data file"):
+    (tmp_path / "train.jsonl").rename(tmp_path / "train.txt")
+    with pytest.raises(DataError, match="directory without data files"):
         read_examples(tmp_path)

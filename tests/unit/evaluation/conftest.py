@@ -17,7 +17,7 @@ from distributed_ft.config.load import resolved_json
 from distributed_ft.config.schema import RunConfig
 from distributed_ft.data.chat import render
 from distributed_ft.data.examples import Example
-from distributed_ft.data.sources import read_examples
+from distributed_ft.data.reading import read_examples
 from distributed_ft.evaluation.engines import TransformersEngine
 
 CHATML = (

@@ -18,7 +18,7 @@ from transformers import (
 
 from distributed_ft.data.chat import render_prompt
 from distributed_ft.data.examples import Message
-from distributed_ft.data.sources import read_examples
+from distributed_ft.data.reading import read_examples
 from distributed_ft.errors import CheckpointError, ConfigError, EvaluationError
 from distributed_ft.evaluation.engines import TransformersEngine, base_digest
 from distributed_ft.evaluation.task import Generate, question, reference

@@ -6,7 +6,7 @@ import pytest
 
 from distributed_ft.config.schema import DataConfig
 from distributed_ft.data.examples import Example, Message, digest_of
-from distributed_ft.data.sources import read_examples
+from distributed_ft.data.reading import read_examples
 from distributed_ft.evaluation.few_shot import choose, fitted, source_of_examples, with_examples
 from distributed_ft.evaluation.task import Generate
 
