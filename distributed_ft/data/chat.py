@@ -11,6 +11,7 @@ Two properties matter more than any other, and both are made to hold, not hoped 
 Rows of plain text need no template: all of it is learned, and that it ends.
 """
 
+import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -74,8 +75,7 @@ def render_prompt(tokenizer: "Tokenizer", messages: Sequence[Message], tools: st
     conversation = Conversation.of(messages, tools)
     text = template.write(conversation, open_turn=True)
     cuts = list(starts(template, conversation, text, learned=()).values())
-    [whole] = _encode(tokenizer, [text])
-    return _cut(tokenizer, text, cuts, whole, _Prefixes(tokenizer, template.specials))[0].ids
+    return _join(tokenizer, text, cuts)[0].ids
 
 
 def render_all(tokenizer: "Tokenizer", examples: Iterable[Example], supervise: Supervise = "all") -> Iterator[Rendered]:
@@ -104,15 +104,21 @@ def _chats(
     tokenizer: "Tokenizer", template: Template, examples: Sequence[Example], supervise: Supervise
 ) -> Iterator[Rendered]:
     plans = [_located(e, plan, template, e.messages, e.tools, supervise) for e in examples]
-    encoded = _encode(tokenizer, [each.text for each in plans])
-    prefixes = _Prefixes(tokenizer, template.specials)
-    prefixes.learn(
-        (each.text, turn.start, whole) for each, whole in zip(plans, encoded, strict=True) for turn in each.turns
-    )
-    for example, each, whole in zip(examples, plans, encoded, strict=True):
-        cuts = [turn.start for turn in each.turns]
-        tokens, counts = _located(example, _cut, tokenizer, each.text, cuts, whole, prefixes)
-        yield _masked(template.specials, each, tokens, counts)
+    for example, each, quick in zip(examples, plans, _quickly(tokenizer, template.specials, plans), strict=True):
+        yield quick or _located(example, _exact, tokenizer, template.specials, each)
+
+
+def _quickly(tokenizer: "Tokenizer", specials: Specials, plans: Sequence[Plan]) -> Iterator[Rendered | None]:
+    anchors = _Anchors.of(tokenizer)
+    if anchors is None:
+        yield from [None] * len(plans)
+        return
+    anchored = [_Anchored.of(anchors, each.text) for each in plans]
+    pieces = list({at.before(turn.start)[1] for each, at in zip(plans, anchored, strict=True) for turn in each.turns})
+    encoded = _ids(tokenizer, [*pieces, *(each.text for each in plans)])
+    known = dict(zip(pieces, encoded, strict=False))
+    for each, at, ids in zip(plans, anchored, encoded[len(pieces) :], strict=True):
+        yield _quick(specials, anchors, each, at, ids, known)
 
 
 def _located(example: Example, function: Callable[..., T], *arguments: Any) -> T:
@@ -122,6 +128,14 @@ def _located(example: Example, function: Callable[..., T], *arguments: Any) -> T
         if not example.path:
             raise
         raise DataError(f"{example.path}:{example.line}: {error}") from None
+
+
+def _ids(tokenizer: "Tokenizer", texts: list[str]) -> list[list[int]]:
+    """Without the characters of tokens, which are most of the work."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def _encode(tokenizer: "Tokenizer", texts: list[str]) -> list[_Tokens]:
@@ -137,54 +151,92 @@ def _encode(tokenizer: "Tokenizer", texts: list[str]) -> list[_Tokens]:
     return [_Tokens(ids, spans) for ids, spans in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)]
 
 
-class _Prefixes:
-    """How many tokens of a text are those of its first characters, told without tokenising these anew.
+@dataclass(frozen=True, slots=True)
+class _Anchors:
+    """The tokens that a text is split at before anything else, so that what stands before one of them has no bearing on
+    the tokens behind it; `pattern` finds them as the tokenizer does."""
 
-    A tokenizer splits a text at its special tokens first, so the tokens before one have no bearing on what follows:
-    the piece between the last of them and the cut (`<|im_start|>assistant` and a line break, in all rows alike) tells.
+    numbers: dict[str, int]
+    ids: frozenset[int]
+    pattern: re.Pattern[str]
+
+    @staticmethod
+    def of(tokenizer: "Tokenizer") -> "_Anchors | None":
+        """None: there are none, or where they match depends on what is beside them."""
+        added = {
+            token.content: number for number, token in tokenizer.added_tokens_decoder.items() if not token.normalized
+        }
+        alone = any(token.single_word for token in tokenizer.added_tokens_decoder.values())
+        if not added or alone or tokenizer.split_special_tokens:
+            return None
+        return _Anchors(
+            added, frozenset(added.values()), re.compile("|".join(map(re.escape, sorted(added, key=len, reverse=True))))
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Anchored:
+    """Where anchors stand in a text: `chars[i]` is where the i-th begins, `numbers[i]` its token."""
+
+    text: str
+    chars: list[int]
+    numbers: list[int]
+
+    @staticmethod
+    def of(anchors: _Anchors, text: str) -> "_Anchored":
+        found = list(anchors.pattern.finditer(text))
+        return _Anchored(text, [m.start() for m in found], [anchors.numbers[m.group()] for m in found])
+
+    def before(self, cut: int) -> tuple[int, str]:
+        """Which anchor is the last to begin before the character (-1: none), and the text from there to it."""
+        last = bisect_left(self.chars, cut) - 1
+        return last, self.text[self.chars[last] if last >= 0 else 0 : cut]
+
+
+def _quick(
+    specials: Specials, anchors: _Anchors, whole: Plan, at: _Anchored, ids: list[int], pieces: dict[str, list[int]]
+) -> Rendered | None:
+    """What `_exact` gives, told by the whole's tokens and those of the pieces before the cuts; None: it cannot be."""
+    known = anchors.ids
+    places = [place for place, token in enumerate(ids) if token in known]
+    if [ids[place] for place in places] != at.numbers:
+        return None
+    supervised = [False] * len(ids)
+    for turn in whole.turns:
+        anchor, piece = at.before(turn.start)
+        first = places[anchor] if anchor >= 0 else 0
+        start = first + len(pieces[piece])
+        if ids[first:start] != pieces[piece]:
+            return None
+        if not turn.learned:
+            continue
+        behind = turn.start if turn.content_end is None else turn.content_end
+        closing = [
+            i
+            for i in range(bisect_left(at.chars, behind), bisect_left(at.chars, turn.end))
+            if at.numbers[i] in specials.ids
+        ]
+        if not closing:
+            return None
+        end = closing[-1 if turn.content_end is None else 0]
+        if turn.marks and (turn.marks[0][0] > turn.start or turn.marks[0][1] < at.chars[end]):
+            return None
+        supervised[start : places[end] + 1] = [True] * (places[end] + 1 - start)
+    return Rendered(ids, supervised, True, whole.foreign_specials)
+
+
+def _exact(tokenizer: "Tokenizer", specials: Specials, whole: Plan) -> Rendered:
+    return _masked(specials, whole, *_join(tokenizer, whole.text, [turn.start for turn in whole.turns]))
+
+
+def _join(tokenizer: "Tokenizer", text: str, cuts: list[int]) -> tuple[_Tokens, list[int]]:
+    """Tokens of the text, and how many of them are the tokens of each `text[:cut]`.
+
+    Where a token would reach across a cut, what is behind it is tokenised alone.
     """
-
-    def __init__(self, tokenizer: "Tokenizer", specials: Specials) -> None:
-        self._tokenizer, self._anchors = tokenizer, specials.anchors
-        self._ids: dict[str, list[int]] = {}
-
-    def learn(self, cuts: Iterable[tuple[str, int, _Tokens]]) -> None:
-        """Tokenise the pieces before these cuts of texts in one go."""
-        pieces = {self._piece(text, cut, whole)[1] for text, cut, whole in cuts}
-        self._ids |= zip(pieces, (tokens.ids for tokens in _encode(self._tokenizer, list(pieces))), strict=True)
-
-    def count(self, text: str, cut: int, whole: _Tokens) -> int | None:
-        """How many of the text's tokens are those of `text[:cut]`; None: the latter's are others."""
-        first, piece = self._piece(text, cut, whole)
-        if piece not in self._ids:
-            self.learn([(text, cut, whole)])
-        ids = self._ids[piece]
-        return first + len(ids) if whole.ids[first : first + len(ids)] == ids else None
-
-    def _piece(self, text: str, cut: int, whole: _Tokens) -> tuple[int, str]:
-        first = bisect_left(whole.spans, (cut, -1)) - 1
-        while first > 0 and whole.ids[first] not in self._anchors:
-            first -= 1
-        return (first, text[whole.spans[first][0] : cut]) if first > 0 else (0, text[:cut])
-
-
-def _cut(
-    tokenizer: "Tokenizer", text: str, cuts: list[int], whole: _Tokens, prefixes: _Prefixes
-) -> tuple[_Tokens, list[int]]:
-    """Tokens of the text, and how many of them are the tokens of each `text[:cut]`."""
-    counts = []
-    for cut in cuts:
-        count = prefixes.count(text, cut, whole)
-        if count is None:
-            return _join(tokenizer, text, cuts, whole)
-        counts.append(count)
-    return whole, counts
-
-
-def _join(tokenizer: "Tokenizer", text: str, cuts: list[int], whole: _Tokens) -> tuple[_Tokens, list[int]]:
-    """As `_cut`, of a text whose tokens reach across a cut: what is behind it is tokenised alone."""
     joined, counts, begin = _Tokens([], []), [], 0
-    for cut, prefix in zip([*cuts, len(text)], [*_encode(tokenizer, [text[:cut] for cut in cuts]), whole], strict=True):
+    cuts = [*cuts, len(text)]
+    for cut, prefix in zip(cuts, _encode(tokenizer, [text[:cut] for cut in cuts]), strict=True):
         if prefix.ids[: len(joined.ids)] == joined.ids:
             joined = prefix
         else:

@@ -48,17 +48,14 @@ class Specials:
 
     ids: frozenset[int]
     pattern: re.Pattern[str] | None
-    anchors: frozenset[int]  # a text is split at these before anything else is done to it
 
     @staticmethod
     def of(tokenizer: "Tokenizer") -> "Specials":
         """Those of its added tokens that are special."""
-        added = tokenizer.added_tokens_decoder
-        special = {number: token.content for number, token in added.items() if token.special}
+        special = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
         texts = sorted(special.values(), key=len, reverse=True)
         pattern = re.compile("|".join(map(re.escape, texts))) if texts else None
-        anchors = frozenset(number for number, token in added.items() if not token.normalized and not token.single_word)
-        return Specials(frozenset(special) | frozenset(tokenizer.all_special_ids), pattern, anchors)
+        return Specials(frozenset(special) | frozenset(tokenizer.all_special_ids), pattern)
 
     def blanked(self, text: str) -> str:
         """As long as `text`, with nothing to be found in special tokens."""
@@ -101,7 +98,7 @@ class Template:
     @staticmethod
     def of(tokenizer: "Tokenizer", specials: Specials | None = None) -> "Template":
         """The template of a tokenizer that has one."""
-        sources = [tokenizer.get_chat_template(tools=tools) for tools in (None, [{}])]
+        sources = [tokenizer.get_chat_template(), tokenizer.get_chat_template(tools=[{}])]
         plain, with_tools = (_CLOCK + source if "strftime_now" in source else source for source in sources)
         return Template(plain, with_tools, dict(tokenizer.special_tokens_map), specials or Specials.of(tokenizer))
 
