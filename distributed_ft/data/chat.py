@@ -8,16 +8,19 @@ Two properties matter more than any other, and both are made to hold, not hoped 
 * *The answer and its end are learned, nothing else.* The supervised tokens are those of the assistant turns up to
   and including the end-of-turn token; the newline that ChatML puts behind it is the template's, not the model's.
 
-Where an assistant turn begins is found by rendering: the text of the messages before it with the generation prompt.
+Rows of plain text need no template: all of it is learned, and that it ends.
 """
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from distributed_ft.data.examples import Example, Message
+from distributed_ft.data.examples import TEXT, Example, Message
 from distributed_ft.data.files import shorten
+from distributed_ft.data.template import Conversation, Plan, Specials, Supervise, Template, Turn, plan, starts
 from distributed_ft.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -26,68 +29,27 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _BATCH = 512  # conversations per tokenizer call: enough to keep its threads busy, little memory
 
-# Some templates write today's date, by transformers' `strftime_now`. Here it is always one day, the one that Llama's
-# templates name where there is no clock: or a run could not be resumed on the next day, and would be judged on other
-# prompts than it learned. (A template's own macro comes before the function of that name; functions cannot be passed.)
-_ONE_DAY = {"d": 26, "m": "07", "b": "Jul", "B": "July", "Y": 2024, "y": 24, "a": "Fri", "A": "Friday"}
-_ONE_DAY |= {"H": 12, "I": 12, "M": "00", "S": "00", "p": "PM", "j": 208}
-_CLOCK = (
-    "{%- macro strftime_now(format) %}{{ format"
-    + "".join(f" | replace('%{directive}', '{value}')" for directive, value in _ONE_DAY.items())
-    + " }}{%- endmacro %}"
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A conversation as the model sees it; both lists have one entry a token."""
+    """A row as the model sees it; both lists have one entry a token."""
 
     ids: list[int]
     supervised: list[bool]  # this token is something the model shall say
-    ends: bool = True  # every assistant turn is closed by a special token, so generation knows where to stop
+    ends: bool = True  # every learned turn is closed by a special token, so generation knows where to stop
     foreign_specials: bool = False  # a message's own text contains special tokens of the tokenizer
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """The text of a conversation; `cuts[k]:ends[k]` are the characters of its k-th assistant turn."""
-
-    text: str
-    cuts: list[int]
-    ends: list[int]
-    content_ends: list[int | None]  # where the message's own text ends; None: the template rewrote it
-    foreign_specials: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Specials:
-    """The tokenizer's special tokens, looked up once: its own properties build a new dictionary at each call."""
-
-    ids: frozenset[int]
-    pattern: re.Pattern[str] | None
-
-    @staticmethod
-    def of(tokenizer: "Tokenizer") -> "_Specials":
-        special = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-        texts = sorted(special.values(), key=len, reverse=True)
-        pattern = re.compile("|".join(map(re.escape, texts))) if texts else None
-        return _Specials(frozenset(special) | frozenset(tokenizer.all_special_ids), pattern)
-
-    def blanked(self, text: str) -> str:
-        """As long as `text`, with nothing to be found in special tokens."""
-        return self.pattern.sub(lambda match: "\0" * len(match.group()), text) if self.pattern else text
 
 
 @dataclass(slots=True)
 class _Tokens:
-    ids: list[int] = field(default_factory=list)
-    starts: list[int] = field(default_factory=list)  # character where each token begins, in the whole text
+    ids: list[int]
+    spans: list[tuple[int, int]]  # characters that each token stands for; ascending
 
 
-def check_tokenizer(tokenizer: "Tokenizer") -> None:
-    """Raises ConfigError when conversations cannot be rendered with this tokenizer."""
+def check_tokenizer(tokenizer: "Tokenizer", template: bool = True) -> None:
+    """Raises ConfigError when conversations (or text only, without `template`) cannot be rendered with it."""
     name = getattr(tokenizer, "name_or_path", "") or "the tokenizer"
-    if not getattr(tokenizer, "chat_template", None):
+    if template and not getattr(tokenizer, "chat_template", None):
         raise ConfigError(
             f"model.base: {name} has no chat template, so there is no telling how a conversation is written for it; "
             "use the instruct (chat) version of the model, or put a chat_template.jinja into its directory"
@@ -99,134 +61,187 @@ def check_tokenizer(tokenizer: "Tokenizer") -> None:
         )
 
 
-def render(tokenizer: "Tokenizer", messages: Sequence[Message]) -> Rendered:
-    """Ids and mask of one conversation. Raises DataError when the template refuses or does not fit it."""
-    check_tokenizer(tokenizer)
-    specials = _Specials.of(tokenizer)
-    plan = _plan(tokenizer, specials, messages)
-    return _assemble(tokenizer, specials, plan, _encode(tokenizer, _prefixes(plan)))
+def render(
+    tokenizer: "Tokenizer", messages: Sequence[Message], tools: str = "", supervise: Supervise = "all"
+) -> Rendered:
+    """Ids and mask of one row. Raises DataError when the template refuses or does not fit it."""
+    return next(render_all(tokenizer, [Example("", tuple(messages), 0, "", None, "", tools)], supervise))
 
 
-def render_prompt(tokenizer: "Tokenizer", messages: Sequence[Message]) -> list[int]:
+def render_prompt(tokenizer: "Tokenizer", messages: Sequence[Message], tools: str = "") -> list[int]:
     """Ids that generation starts from: the messages and the opening of the assistant's turn."""
     check_tokenizer(tokenizer)
-    text = _template(tokenizer, messages, open_turn=True)
-    cuts = [_start_of_turn(tokenizer, messages, i, text) for i, m in enumerate(messages) if m.role == "assistant"]
-    cuts.append(len(text))
-    return _join(tokenizer, text, cuts, _encode(tokenizer, [text[:cut] for cut in cuts]))[0].ids
+    template = Template.of(tokenizer)
+    conversation = Conversation.of(messages, tools)
+    text = template.write(conversation, open_turn=True)
+    cuts = list(starts(template, conversation, text, learned=()).values())
+    return _join(tokenizer, text, cuts)[0].ids
 
 
-def render_all(tokenizer: "Tokenizer", examples: Sequence[Example]) -> Iterator[Rendered]:
+def render_all(tokenizer: "Tokenizer", examples: Iterable[Example], supervise: Supervise = "all") -> Iterator[Rendered]:
     """`render` of each example in order, many at a time; a DataError names the example's file and line."""
-    check_tokenizer(tokenizer)
-    specials = _Specials.of(tokenizer)
-    for first in range(0, len(examples), _BATCH):
-        batch = examples[first : first + _BATCH]
-        plans = [_located(example, _plan, tokenizer, specials, example.messages) for example in batch]
-        prefixes = [_prefixes(plan) for plan in plans]
-        encoded = iter(_encode(tokenizer, [text for texts in prefixes for text in texts]))
-        for example, plan, texts in zip(batch, plans, prefixes, strict=True):
-            tokens = [next(encoded) for _ in texts]
-            yield _located(example, _assemble, tokenizer, specials, plan, tokens)
+    for is_text, rows in groupby(examples, lambda example: example.messages[0].role == TEXT):
+        check_tokenizer(tokenizer, template=not is_text)
+        specials = Specials.of(tokenizer)
+        template = None if is_text else Template.of(tokenizer, specials)
+        while batch := list(islice(rows, _BATCH)):
+            if template is None:
+                yield from _texts(tokenizer, specials, batch)
+            else:
+                yield from _chats(tokenizer, template, batch, supervise)
+
+
+def _texts(tokenizer: "Tokenizer", specials: Specials, examples: Sequence[Example]) -> Iterator[Rendered]:
+    texts = [example.answer for example in examples]
+    end = tokenizer.eos_token_id
+    for text, ids in zip(texts, tokenizer(texts, verbose=False)["input_ids"], strict=True):
+        if end is not None and ids[-1:] != [end]:
+            ids = [*ids, end]
+        yield Rendered(ids, [True] * len(ids), end is not None, specials.among([text]))
+
+
+def _chats(
+    tokenizer: "Tokenizer", template: Template, examples: Sequence[Example], supervise: Supervise
+) -> Iterator[Rendered]:
+    plans = [_located(e, plan, template, e.messages, e.tools, supervise) for e in examples]
+    for example, each, quick in zip(examples, plans, _quickly(tokenizer, template.specials, plans), strict=True):
+        yield quick or _located(example, _exact, tokenizer, template.specials, each)
+
+
+def _quickly(tokenizer: "Tokenizer", specials: Specials, plans: Sequence[Plan]) -> Iterator[Rendered | None]:
+    anchors = _Anchors.of(tokenizer)
+    if anchors is None:
+        yield from [None] * len(plans)
+        return
+    anchored = [_Anchored.of(anchors, each.text) for each in plans]
+    pieces = list({at.before(turn.start)[1] for each, at in zip(plans, anchored, strict=True) for turn in each.turns})
+    encoded = _ids(tokenizer, [*pieces, *(each.text for each in plans)])
+    known = dict(zip(pieces, encoded, strict=False))
+    for each, at, ids in zip(plans, anchored, encoded[len(pieces) :], strict=True):
+        yield _quick(specials, anchors, each, at, ids, known)
 
 
 def _located(example: Example, function: Callable[..., T], *arguments: Any) -> T:
     try:
         return function(*arguments)
     except DataError as error:
+        if not example.path:
+            raise
         raise DataError(f"{example.path}:{example.line}: {error}") from None
 
 
-# --- text ----------------------------------------------------------------------------------------------------------
-
-
-def _template(tokenizer: "Tokenizer", messages: Sequence[Message], open_turn: bool = False) -> str:
-    from jinja2 import TemplateError
-
-    turns = [{"role": m.role, "content": m.content} for m in messages]
-    try:
-        template = tokenizer.get_chat_template()
-        stopped = _CLOCK + template if "strftime_now" in template else template
-        text = tokenizer.apply_chat_template(
-            turns, chat_template=stopped, tokenize=False, add_generation_prompt=open_turn
-        )
-    except (TemplateError, TypeError, ValueError) as error:
-        roles = ", ".join(m.role for m in messages)
-        raise DataError(
-            f"the tokenizer's chat template refuses this conversation ({roles}): {error}; "
-            "reorder or remove turns as the model's template asks"
-        ) from None
-    assert isinstance(text, str)
-    return text
-
-
-def _start_of_turn(tokenizer: "Tokenizer", messages: Sequence[Message], index: int, text: str) -> int:
-    """Character of `text` where the assistant turn `index` begins, behind the generation prompt."""
-    prompt = _template(tokenizer, messages[:index], open_turn=True)
-    if not text.startswith(prompt):
-        at = next(
-            (i for i, (a, b) in enumerate(zip(prompt, text, strict=False)) if a != b), min(len(prompt), len(text))
-        )
-        raise DataError(
-            f"the chat template writes the turns before answer {index} differently when they are a prompt: "
-            f"{shorten(prompt[max(0, at - 20) : at + 30])} against {shorten(text[max(0, at - 20) : at + 30])} "
-            f"at character {at}, so the model would be trained on prompts that it never meets; correct the "
-            "tokenizer's chat_template (its generation prompt must be how an assistant turn begins)"
-        )
-    return len(prompt)
-
-
-def _plan(tokenizer: "Tokenizer", specials: _Specials, messages: Sequence[Message]) -> _Plan:
-    text = _template(tokenizer, messages)
-    turns = [i for i, m in enumerate(messages) if m.role == "assistant"]
-    cuts = [_start_of_turn(tokenizer, messages, i, text) for i in turns]
-    blank, ends, content_ends = specials.blanked(text), [], list[int | None]()
-    for index, start, bound in zip(turns, cuts, [*cuts[1:], len(text)], strict=True):
-        content = specials.blanked(messages[index].content.strip())
-        closed = text if index == len(messages) - 1 else _template(tokenizer, messages[: index + 1])
-        if text.startswith(closed):
-            # The last such words of the turn: a template may write some itself (a channel's name) before the answer.
-            end = len(closed)
-            found = (blank.rfind if content else blank.find)(content, start, end)
-        else:
-            # A template may write a turn otherwise once it is history (Qwen3 drops its reasoning): then the turn ends
-            # with the first special token behind its content, and what follows is other turns.
-            found = blank.find(content, start, bound)
-            behind = found + len(content) if found >= 0 else start
-            match = specials.pattern and specials.pattern.search(text, behind, bound)
-            end = match.end() if match else bound
-        ends.append(end)
-        content_ends.append(found + len(content) if found >= 0 else None)
-    foreign = specials.pattern is not None and any(specials.pattern.search(m.content) for m in messages)
-    return _Plan(text, cuts, ends, content_ends, foreign)
-
-
-# --- tokens --------------------------------------------------------------------------------------------------------
-
-
-def _prefixes(plan: _Plan) -> list[str]:
-    return [plan.text[:cut] for cut in [*plan.cuts, len(plan.text)]]
+def _ids(tokenizer: "Tokenizer", texts: list[str]) -> list[list[int]]:
+    """Without the characters of tokens, which are most of the work."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def _encode(tokenizer: "Tokenizer", texts: list[str]) -> list[_Tokens]:
     """The template has written every special token already, so the tokenizer adds none."""
-    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    offsets: Iterable[Any] = encoded["offset_mapping"]
-    return [
-        _Tokens(list(ids), [start for start, _ in spans])
-        for ids, spans in zip(encoded["input_ids"], offsets, strict=True)
-    ]
+    encoded = tokenizer(
+        texts,
+        add_special_tokens=False,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
+    return [_Tokens(ids, spans) for ids, spans in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)]
 
 
-def _join(tokenizer: "Tokenizer", text: str, cuts: list[int], prefixes: list[_Tokens]) -> tuple[_Tokens, list[int]]:
-    """Tokens of `text[:cuts[-1]]`, and how many of them are the tokens of each `text[:cut]`."""
-    joined, counts, begin = _Tokens(), [], 0
-    for cut, prefix in zip(cuts, prefixes, strict=True):
+@dataclass(frozen=True, slots=True)
+class _Anchors:
+    """The tokens that a text is split at before anything else, so that what stands before one of them has no bearing on
+    the tokens behind it; `pattern` finds them as the tokenizer does."""
+
+    numbers: dict[str, int]
+    ids: frozenset[int]
+    pattern: re.Pattern[str]
+
+    @staticmethod
+    def of(tokenizer: "Tokenizer") -> "_Anchors | None":
+        """None: there are none, or where they match depends on what is beside them."""
+        added = {
+            token.content: number for number, token in tokenizer.added_tokens_decoder.items() if not token.normalized
+        }
+        alone = any(token.single_word for token in tokenizer.added_tokens_decoder.values())
+        if not added or alone or tokenizer.split_special_tokens:
+            return None
+        return _Anchors(
+            added, frozenset(added.values()), re.compile("|".join(map(re.escape, sorted(added, key=len, reverse=True))))
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Anchored:
+    """Where anchors stand in a text: `chars[i]` is where the i-th begins, `numbers[i]` its token."""
+
+    text: str
+    chars: list[int]
+    numbers: list[int]
+
+    @staticmethod
+    def of(anchors: _Anchors, text: str) -> "_Anchored":
+        found = list(anchors.pattern.finditer(text))
+        return _Anchored(text, [m.start() for m in found], [anchors.numbers[m.group()] for m in found])
+
+    def before(self, cut: int) -> tuple[int, str]:
+        """Which anchor is the last to begin before the character (-1: none), and the text from there to it."""
+        last = bisect_left(self.chars, cut) - 1
+        return last, self.text[self.chars[last] if last >= 0 else 0 : cut]
+
+
+def _quick(
+    specials: Specials, anchors: _Anchors, whole: Plan, at: _Anchored, ids: list[int], pieces: dict[str, list[int]]
+) -> Rendered | None:
+    """What `_exact` gives, told by the whole's tokens and those of the pieces before the cuts; None: it cannot be."""
+    known = anchors.ids
+    places = [place for place, token in enumerate(ids) if token in known]
+    if [ids[place] for place in places] != at.numbers:
+        return None
+    supervised = [False] * len(ids)
+    for turn in whole.turns:
+        anchor, piece = at.before(turn.start)
+        first = places[anchor] if anchor >= 0 else 0
+        start = first + len(pieces[piece])
+        if ids[first:start] != pieces[piece]:
+            return None
+        if not turn.learned:
+            continue
+        behind = turn.start if turn.content_end is None else turn.content_end
+        closing = [
+            i
+            for i in range(bisect_left(at.chars, behind), bisect_left(at.chars, turn.end))
+            if at.numbers[i] in specials.ids
+        ]
+        if not closing:
+            return None
+        end = closing[-1 if turn.content_end is None else 0]
+        if turn.marks and (turn.marks[0][0] > turn.start or turn.marks[0][1] < at.chars[end]):
+            return None
+        supervised[start : places[end] + 1] = [True] * (places[end] + 1 - start)
+    return Rendered(ids, supervised, True, whole.foreign_specials)
+
+
+def _exact(tokenizer: "Tokenizer", specials: Specials, whole: Plan) -> Rendered:
+    return _masked(specials, whole, *_join(tokenizer, whole.text, [turn.start for turn in whole.turns]))
+
+
+def _join(tokenizer: "Tokenizer", text: str, cuts: list[int]) -> tuple[_Tokens, list[int]]:
+    """Tokens of the text, and how many of them are the tokens of each `text[:cut]`.
+
+    Where a token would reach across a cut, what is behind it is tokenised alone.
+    """
+    joined, counts, begin = _Tokens([], []), [], 0
+    cuts = [*cuts, len(text)]
+    for cut, prefix in zip(cuts, _encode(tokenizer, [text[:cut] for cut in cuts]), strict=True):
         if prefix.ids[: len(joined.ids)] == joined.ids:
             joined = prefix
-        else:  # the tokenizer merges across the cut: tokenise what is behind it alone
+        else:
             piece = text[begin:cut]
-            tail = _encode(tokenizer, [piece])[0]
+            [tail] = _encode(tokenizer, [piece])
             decoded = tokenizer.decode(tail.ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
             if not _says(str(decoded), piece):
                 raise DataError(
@@ -234,10 +249,11 @@ def _join(tokenizer: "Tokenizer", text: str, cuts: list[int], prefixes: list[_To
                     "and cannot write the answer alone, so generation could never say what training teaches; "
                     "remove white space at the answer's beginning, or correct the tokenizer's chat_template"
                 )
-            joined = _Tokens(joined.ids + tail.ids, joined.starts + [begin + start for start in tail.starts])
+            spans = [(begin + first, begin + last) for first, last in tail.spans]
+            joined = _Tokens(joined.ids + tail.ids, joined.spans + spans)
         counts.append(len(joined.ids))
         begin = cut
-    return joined, counts
+    return joined, counts[:-1]
 
 
 def _says(decoded: str, piece: str) -> bool:
@@ -245,18 +261,31 @@ def _says(decoded: str, piece: str) -> bool:
     return decoded[:1] == piece[:1] and "".join(decoded.split()) == "".join(piece.split())
 
 
-def _assemble(tokenizer: "Tokenizer", specials: _Specials, plan: _Plan, prefixes: list[_Tokens]) -> Rendered:
-    tokens, counts = _join(tokenizer, plan.text, [*plan.cuts, len(plan.text)], prefixes)
+def _masked(specials: Specials, whole: Plan, tokens: _Tokens, counts: list[int]) -> Rendered:
     supervised = [False] * len(tokens.ids)
     closed = True
-    for turn, first in enumerate(counts[:-1]):
-        end, content_end = plan.ends[turn], plan.content_ends[turn]
-        span = [position for position in range(first, counts[turn + 1]) if tokens.starts[position] < end]
-        closing = [p for p in span if tokens.ids[p] in specials.ids and tokens.starts[p] >= (content_end or 0)]
-        closed &= bool(closing)
-        if closing:  # the first behind the content: a template may end the whole text as well
-            span = span[: span.index(closing[-1 if content_end is None else 0]) + 1]
+    for turn, first, last in zip(whole.turns, counts, [*counts[1:], len(tokens.ids)], strict=True):
+        if not turn.learned:
+            continue
+        last = bisect_left(tokens.spans, (turn.end, -1), first, last)
+        closing = _closing(specials, turn, tokens, first, last)
+        closed &= closing is not None
         # without an end-of-turn token the rest of the turn is all there is to tell that it is over
-        for position in span:
-            supervised[position] = True
-    return Rendered(tokens.ids, supervised, closed, plan.foreign_specials)
+        last = last if closing is None else closing + 1
+        for begin, end in turn.marks or [(turn.start, turn.end)]:
+            low = max(first, bisect_left(tokens.spans, (begin, -1), first, last))
+            high = bisect_left(tokens.spans, (end, -1), low, last)
+            supervised[low:high] = [True] * (high - low)
+        if closing is not None:
+            supervised[closing] = True
+    return Rendered(tokens.ids, supervised, closed, whole.foreign_specials)
+
+
+def _closing(specials: Specials, turn: Turn, tokens: _Tokens, first: int, last: int) -> int | None:
+    """The token that ends the turn: the first special one behind the content, as a template may end the whole text as
+    well; of a turn of tool calls, whose markers may be special tokens, the last one."""
+    if turn.content_end is None:
+        places: Iterable[int] = range(last - 1, first - 1, -1)
+    else:
+        places = range(bisect_left(tokens.spans, (turn.content_end, -1), first, last), last)
+    return next((place for place in places if tokens.ids[place] in specials.ids), None)
