@@ -40,6 +40,16 @@ def in_order(work: Callable[[T], R], chunks: Iterable[T], workers: int | None = 
     yield from _together(work, rest, workers)
 
 
+def counted(parts: Iterable[R], what: str, rows: Callable[[R], int]) -> Iterator[R]:
+    """The same parts; whoever looks at a terminal sees how many rows are done, if it takes longer than a second."""
+    from tqdm import tqdm
+
+    with tqdm(desc=what, unit=" rows", unit_scale=True, delay=1, disable=None, leave=False) as bar:
+        for part in parts:
+            yield part
+            bar.update(rows(part))
+
+
 def _together(work: Callable[[T], R], chunks: Iterator[T], workers: int) -> Iterator[R]:
     first = next(chunks, None)
     if first is None:

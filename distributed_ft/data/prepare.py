@@ -25,10 +25,10 @@ import numpy as np
 
 from distributed_ft.artifacts import sha256_of, write_json
 from distributed_ft.config.schema import DataConfig, RunConfig, Source
-from distributed_ft.data.chat import check_tokenizer, render_all
+from distributed_ft.data.chat import Rendered, check_tokenizer, render_all
 from distributed_ft.data.examples import Example
 from distributed_ft.data.order import Order
-from distributed_ft.data.pool import in_order
+from distributed_ft.data.pool import counted, in_order
 from distributed_ft.data.reading import BadRow, Chunk, Reading, chunks, quarantine, refuse_more
 from distributed_ft.data.report import RowCounts, base_report, with_mixture
 from distributed_ft.data.store import (
@@ -59,7 +59,7 @@ def prepare(config: RunConfig, tokenizer: "Tokenizer", cache: Path) -> PreparedD
 
     Raises DataError (file, line, value, remedy) for faults in the data, ConfigError for an unusable tokenizer.
     """
-    check_tokenizer(tokenizer)
+    check_tokenizer(tokenizer, template=False)
     sources = sources_of(config.data)
     directory = Path(cache) / _key(config, sources, tokenizer)
     if entry_problem(directory, content=True):
@@ -178,7 +178,8 @@ def _fill(config: RunConfig, sources: Sequence[Source], tokenizer: "Tokenizer", 
         """The rows of the files, those that are held out or those that are not; fills `counts` and `bad`."""
         names = _Names()
         work = _Tokenising(tokenizer, data, held_out, take)
-        for part in in_order(work, chain.from_iterable(map(chunks, readings))):
+        parts = in_order(work, chain.from_iterable(map(chunks, readings)))
+        for part in counted(parts, f"tokenise {Path(counts.path).name}", lambda part: part.counts.rows_in):
             counts.add(part.counts)
             bad.extend(part.bad)
             refuse_more(bad, data.skip_bad)
@@ -261,10 +262,13 @@ class _Tokenising:
         rows = Rows.of(self._rows(wanted, counts, lines))
         return _Tokenised(rows, lines, counts, bad)
 
+    def _rendered(self, examples: Sequence[Example]) -> Iterator[Rendered]:
+        return render_all(self.tokenizer, examples, self.data.supervise)
+
     def _rows(self, examples: Sequence[Example], counts: RowCounts, lines: list[int]) -> Iterator[StoredRow]:
         """The rows as they are stored; fills `counts` and `lines`."""
         seq_len, over_long = self.data.seq_len, self.data.over_long
-        for example, rendered in zip(examples, render_all(self.tokenizer, examples), strict=True):
+        for example, rendered in zip(examples, self._rendered(examples), strict=True):
             length, pieces = len(rendered.ids), 1
             if length > seq_len:
                 if over_long == "error":
