@@ -3,8 +3,8 @@
 The ids are a contract (docs/data.md lists them); a suffix may refine one, as in `contamination.tickets`.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from distributed_ft.config.schema import FINDING_IDS
@@ -60,13 +60,6 @@ def severity_of(name: str, count: int, of: int) -> Severity:
     return "error" if share is not None and count > 0 and count >= share * of else "warning"
 
 
-def waived(findings: Iterable[Finding], names: Sequence[str]) -> list[Finding]:
-    """The findings, those marked that one of `names` (an id, or what it begins with: `answer`, `contamination`) is."""
-    return [
-        replace(f, waived=True) if any(f.id == n or f.id.startswith(n + ".") for n in names) else f for f in findings
-    ]
-
-
-def stopping(findings: Iterable[Finding]) -> list[Finding]:
-    """Those that a run must not begin with."""
-    return [f for f in findings if f.severity == "error" and not f.waived]
+def is_waived(name: str, waived: Sequence[str]) -> bool:
+    """Whether `waived` (ids, or what they begin with: `answer`, `contamination`) names this finding."""
+    return any(name == w or name.startswith(w + ".") for w in waived)

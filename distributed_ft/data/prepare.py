@@ -32,6 +32,7 @@ from distributed_ft.data.pool import counted, in_order
 from distributed_ft.data.reading import BadRow, Chunk, Reading, chunks, quarantine, refuse_more
 from distributed_ft.data.report import RowCounts, base_report, with_mixture
 from distributed_ft.data.store import (
+    QUARANTINE,
     PreparedData,
     Rows,
     StoredRow,
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
 __all__ = ["PreparedData", "open_prepared", "prepare"]
 
 VERSION = 3  # raise it when the same inputs give other tokens or masks than before
-QUARANTINE = "quarantine.jsonl"
 _ABANDONED = 24 * 3600  # seconds after which a half-made entry is the leftover of a killed preparation
 
 

@@ -1,11 +1,11 @@
 """What was read, cut, dropped and drawn: the content of `data/report.json`."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from distributed_ft.data.findings import Finding
+from distributed_ft.data.findings import Finding, is_waived
 from distributed_ft.data.order import Order
 from distributed_ft.records import SCHEMA
 
@@ -81,6 +81,30 @@ def with_mixture(report: dict[str, Any], order: Order) -> dict[str, Any]:
         "packing_efficiency": order.num_supervised(0) / (sequences * order.seq_len),  # supervised tokens / slots
         "packing_fill": order.num_tokens(0) / (sequences * order.seq_len),  # tokens / slots
     }
+
+
+def with_audit(report: dict[str, Any], audit: Mapping[str, Any], waive: Sequence[str]) -> dict[str, Any]:
+    """The report with what the audit found, the worst first, and which of all findings the user has waived."""
+    rank = {"error": 0, "warning": 1, "info": 2}
+    findings = [
+        {**finding, "waived": is_waived(finding["id"], waive)} for finding in [*audit["findings"], *report["findings"]]
+    ]
+    findings.sort(key=lambda finding: (finding["waived"], rank[finding["severity"]]))
+    return {**report, "findings": findings, "statistics": audit["statistics"], "waive": list(waive)}
+
+
+def stopping(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The findings that a run must not begin with."""
+    return [f for f in report["findings"] if f["severity"] == "error" and not f["waived"]]
+
+
+def line_of(finding: Mapping[str, Any]) -> str:
+    """A finding in one line: `train.jsonl:17: format.drift: 41 rows (lines 17, 23, 31, …): …`."""
+    rows = finding["rows"]
+    place = f"{finding['path']}:{rows[0]}: " if rows and finding["path"] else finding["path"] and f"{finding['path']}: "
+    listed = ", ".join(map(str, rows[:3])) + (", …" if finding["count"] > 3 else "")
+    lines = f" ({'lines' if len(rows) > 1 else 'line'} {listed})" if rows else ""
+    return f"{place}{finding['id']}: {finding['count']:,} {'row' if finding['count'] == 1 else 'rows'}{lines}: {finding['message']}"
 
 
 def _mixture_findings(sources: list[dict[str, Any]], order: Order) -> list[Finding]:

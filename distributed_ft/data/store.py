@@ -13,6 +13,7 @@ Written batch by batch, so that rows never are in memory all at once. Any Arrow 
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from distributed_ft.artifacts import read_json, sha256_of, write_json
+from distributed_ft.artifacts import read_json, sha256_of, write_atomic, write_json
 from distributed_ft.errors import CheckpointError, DataError
 from distributed_ft.records import SCHEMA, FileEntry
 
 IntArray = npt.NDArray[np.int64]
 StoredRow = tuple[str, Sequence[int] | npt.NDArray[np.int32], Sequence[bool] | npt.NDArray[np.bool_]]
 _COLUMNS = pa.schema([("id", pa.string()), ("tokens", pa.list_(pa.int32())), ("supervised", pa.list_(pa.uint8()))])
+QUARANTINE = "quarantine.jsonl"  # rows that could not be read, where data.skip_bad lets them pass
 _AGAIN = "run the command again without this run's data/ folder: the data is then prepared anew"
 
 
@@ -166,6 +168,8 @@ class PreparedData:
     def write(self, folder: Path) -> Path:
         """Write `report.json` and `manifest.json` into a run's data folder; returns the path of the manifest."""
         write_json(folder / "report.json", self.report)
+        with suppress(FileNotFoundError):
+            write_atomic(folder / QUARANTINE, (self.directory / QUARANTINE).read_text())
         manifest = folder / "manifest.json"
         directory = str(self.directory.resolve())
         mixture = {"weights": self.weights, "fractions": self.fractions}

@@ -6,8 +6,8 @@
 import os
 import shutil
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,8 +18,10 @@ from transformers import AutoConfig, PreTrainedModel
 from distributed_ft.artifacts import RunDirectory, read_json, write_json
 from distributed_ft.config import compat
 from distributed_ft.config.schema import DeepspeedStrategy, RunConfig, VirtualTokens
+from distributed_ft.data.audit.of_run import audit_of
 from distributed_ft.data.order import Order
 from distributed_ft.data.prepare import prepare
+from distributed_ft.data.report import line_of, stopping, with_audit
 from distributed_ft.data.store import PreparedData, open_prepared
 from distributed_ft.errors import ConfigError, DataError
 from distributed_ft.model import methods
@@ -100,7 +102,9 @@ def check(config: RunConfig, nproc: int, fresh: bool, here: bool = False) -> Pre
         raise ConfigError("\n".join(problems))
     _check_knobs(config)
     check_installed(config.tracking)
-    data = prepare(config, load_tokenizer(config.model.base), cache_of(config))
+    data = audited(config, prepare(config, load_tokenizer(config.model.base), cache_of(config)))
+    if fresh:
+        refuse_faults(data.report)
     model = _adapted_shapes(config)  # target modules that match nothing are found here, not after a queue
     problems = [*_misfits(config, data, model)]
     if problems:
@@ -122,6 +126,21 @@ def _check_knobs(config: RunConfig) -> None:
         from distributed_ft.parallel.deepspeed import check_knobs
 
         check_knobs(config.strategy.config, config.optim)
+
+
+def audited(config: RunConfig, data: PreparedData) -> PreparedData:
+    """The same data with what an audit finds in its files in the report."""
+    found = audit_of(config, cache_of(config).with_name("audit"))
+    return replace(data, report=with_audit(data.report, found, config.data.waive))
+
+
+def refuse_faults(report: Mapping[str, Any]) -> None:
+    """Raises DataError when the data has faults that nobody has waived."""
+    faults = stopping(report)
+    if faults:
+        ids = ", ".join(dict.fromkeys(fault["id"] for fault in faults))
+        lines = [*map(line_of, faults), f"data.waive: correct the data, or go on all the same with waive: [{ids}]"]
+        raise DataError("\n".join(lines))
 
 
 def _misfits(config: RunConfig, data: PreparedData, model: nn.Module) -> Iterator[str]:
@@ -197,7 +216,7 @@ def data_for(config: RunConfig, run: RunDirectory) -> PreparedData:
         except DataError:
             if int(os.environ.get("RANK", "0")) == 0:
                 data = prepare(config, load_tokenizer(config.model.base), cache_of(config))
-                record_data(run, data)
+                record_data(run, audited(config, data))
                 return data
             time.sleep(0.5)
 
@@ -224,7 +243,7 @@ def _adapted_shapes(config: RunConfig) -> nn.Module:
 
 
 def _warnings(config: RunConfig, order: Order, data: PreparedData) -> list[str]:
-    warnings = [_finding(f) for f in data.report["findings"] if f["severity"] == "warning"]
+    warnings = [line_of(f) for f in data.report["findings"] if f["severity"] == "warning" and not f["waived"]]
     positions = getattr(_text_config(config), "max_position_embeddings", None)
     virtual = config.method.num_virtual_tokens if isinstance(config.method, VirtualTokens) else 0
     longest = max(int(store.lengths.max()) for store in data.train) + virtual
@@ -247,11 +266,6 @@ def _warnings(config: RunConfig, order: Order, data: PreparedData) -> list[str]:
     if needed > free:
         warnings.append(f"checkpoints may need {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free")
     return warnings
-
-
-def _finding(finding: dict[str, Any]) -> str:
-    rows = f" (first: {', '.join(finding['rows'][:3])})" if finding["rows"] else ""
-    return f"{finding['id']}: {finding['count']:,} rows{rows}: {finding['message']}"
 
 
 def _text_config(config: RunConfig) -> Any:

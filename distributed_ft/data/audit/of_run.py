@@ -1,0 +1,70 @@
+"""The audit of a run's data: which files, held against which others; kept by what it depends on."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from distributed_ft.artifacts import read_json, write_json
+from distributed_ft.config.checks import ASSETS, general_name
+from distributed_ft.config.schema import RunConfig
+from distributed_ft.data.audit.run import AuditSettings, File, Load, Reference, audit
+from distributed_ft.data.prepare import file_identity, reading_of, sources_of
+from distributed_ft.data.reading import Chunk, Reading, chunks
+from distributed_ft.errors import CheckpointError
+
+VERSION = 1  # raise it when the same data gives other findings than before
+_SHIPPED_SUITE = str(ASSETS / "general" / "test.jsonl")
+
+
+def audit_of(config: RunConfig, cache: Path) -> dict[str, Any]:
+    """`findings` and `statistics` of a run's training data, as they stand in `data/report.json`; waivers are not asked.
+
+    Raises DataError for a file that cannot be read.
+    """
+    settings = AuditSettings.of(config.data.audit, Path())
+    keep = (settings.sensitive,) if settings.sensitive else ()
+    files = [reading_of(source, keep) for source in sources_of(config.data)]
+    references = _references(config)
+    told = [VERSION, asdict(settings), config.data.skip_bad, [[f.path, list(f.keep), *file_identity(f)] for f in files]]
+    told.append([[name, error, *file_identity(reading)] for name, reading, error in references])
+    stored = cache / f"{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]}.json"
+    with suppress(CheckpointError):
+        found: dict[str, Any] = read_json(stored)
+        return found
+    tolerant = config.data.skip_bad > 0
+    result = audit(
+        [File(file.path, rows_of(file, tolerant)) for file in files],
+        [Reference(name, reading.path, error, rows_of(reading, tolerant)) for name, reading, error in references],
+        settings,
+    )
+    found = {"findings": [asdict(finding) for finding in result.findings], "statistics": result.statistics}
+    write_json(stored, found)
+    return found
+
+
+def rows_of(reading: Reading, tolerant: bool) -> Iterator[Load]:
+    """The file in parts that any process can parse."""
+    return (partial(_examples, chunk, tolerant) for chunk in chunks(reading))
+
+
+def _examples(chunk: Chunk, tolerant: bool) -> list[Any]:
+    return chunk.parse(tolerant)[0]
+
+
+def _references(config: RunConfig) -> list[tuple[str, Reading, bool]]:
+    """Name, file, and whether a training row of it makes a score wrong: of validation only the loss is."""
+    named: Iterable[tuple[str, str]] = [
+        *((task.name, task.path) for task in config.evaluation.tasks),
+        *((general_name(g), _SHIPPED_SUITE if g == "shipped" else g) for g in config.evaluation.general),
+    ]
+    found = [(name, Reading(path), True) for name, path in named]
+    judged = {reading.path for _, reading, _ in found}
+    validation = config.data.validation
+    if isinstance(validation, str) and validation not in judged:
+        found.append(("validation", Reading(validation), False))
+    return found
