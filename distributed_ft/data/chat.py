@@ -273,7 +273,9 @@ def _masked(specials: Specials, whole: Plan, tokens: _Tokens, counts: list[int])
         # without an end-of-turn token the rest of the turn is all there is to tell that it is over
         last = last if closing is None else closing + 1
         for begin, end in turn.marks or [(turn.start, turn.end)]:
-            low = max(first, bisect_left(tokens.spans, (begin, -1), first, last))
+            low = bisect_left(tokens.spans, (begin, -1), first, last)
+            if low > first and tokens.spans[low - 1][1] > begin:  # a token across the mark's beginning
+                low -= 1
             high = bisect_left(tokens.spans, (end, -1), low, last)
             supervised[low:high] = [True] * (high - low)
         if closing is not None:

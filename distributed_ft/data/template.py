@@ -61,6 +61,10 @@ class Specials:
         """As long as `text`, with nothing to be found in special tokens."""
         return self.pattern.sub(lambda match: "\0" * len(match.group()), text) if self.pattern else text
 
+    def last(self, text: str, start: int, end: int) -> int | None:
+        """Where the last of them in `text[start:end]` ends."""
+        return max((m.end() for m in self.pattern.finditer(text, start, end)), default=None) if self.pattern else None
+
     def among(self, texts: Sequence[str]) -> bool:
         """Whether any of the texts contains one."""
         return self.pattern is not None and any(self.pattern.search(text) for text in texts)
@@ -207,10 +211,13 @@ def _turn(template: Template, conversation: Conversation, index: int, text: str,
     is_last = index == len(conversation.turns) - 1
     closed = text if is_last else template.write(conversation, index + 1)
     calls = bool(conversation.turns[index].get("tool_calls"))
-    if calls and text.startswith(closed):
+    if calls:
         # Markers of calls may be special tokens, so the end of the turn is the last one. A template that ends the
         # whole text with one more writes the generation prompt in its place.
-        return Turn(start, _common(closed, template.write(conversation, index + 1, open_turn=True)))
+        written = closed[: _common(closed, template.write(conversation, index + 1, open_turn=True))]
+        if text.startswith(written):
+            last = specials.last(text, start, len(written))
+            return Turn(start, len(written) if last is None else last)
     content = specials.blanked(conversation.messages[index].content.strip())
     if text.startswith(closed):
         end = len(closed)

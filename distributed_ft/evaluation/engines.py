@@ -81,7 +81,7 @@ class TransformersEngine:
         self._is_base = False  # the weights under the adapter are the base's
         self._shapes: dict[str, torch.Size] = {}  # of the base's tensors
         self._stop = torch.empty(0, dtype=torch.long)
-        self._prompts: dict[tuple[Message, ...], list[int]] = {}  # every model is asked the same
+        self._prompts: dict[tuple[tuple[Message, ...], str], list[int]] = {}  # every model is asked the same
 
     # --- which weights ---------------------------------------------------------------------------------------------
 
@@ -178,11 +178,12 @@ class TransformersEngine:
             "template": template,
         }
 
-    def prompt(self, messages: tuple[Message, ...]) -> list[int]:
+    def prompt(self, messages: tuple[Message, ...], tools: str = "") -> list[int]:
         """Token ids of the messages with the assistant's turn opened."""
-        if messages not in self._prompts:
-            self._prompts[messages] = render_prompt(self.tokenizer, messages)
-        return self._prompts[messages]
+        key = (messages, tools)
+        if key not in self._prompts:
+            self._prompts[key] = render_prompt(self.tokenizer, messages, tools)
+        return self._prompts[key]
 
     def answer_tokens(self, answer: str) -> int:
         """How many tokens a model has to write for this answer, the end of the turn aside."""
@@ -190,7 +191,7 @@ class TransformersEngine:
 
     def batches(self, requests: Sequence[Generate]) -> list[list[int]]:
         """See `Engine`."""
-        prompts = [self.prompt(request.messages) for request in requests]
+        prompts = [self.prompt(request.messages, request.tools) for request in requests]
         for request, prompt in zip(requests, prompts, strict=True):
             if self._room is not None and len(prompt) >= self._room:
                 raise EvaluationError(
@@ -205,7 +206,7 @@ class TransformersEngine:
     def generate(self, requests: Sequence[Generate]) -> list[str]:
         """See `Engine`."""
         answers = [""] * len(requests)
-        prompts = [self.prompt(request.messages) for request in requests]
+        prompts = [self.prompt(request.messages, request.tools) for request in requests]
         for batch in self.batches(requests):
             limits = [self._limit(requests[i], len(prompts[i])) for i in batch]
             tokens = self._greedy([prompts[i] for i in batch], limits, [requests[i].id for i in batch])

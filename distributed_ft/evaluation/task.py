@@ -20,6 +20,7 @@ class Generate:
     id: str  # of the item, for messages about it
     messages: tuple[Message, ...]
     max_new_tokens: int
+    tools: str = ""  # as Example.tools
 
 
 @dataclass(frozen=True)

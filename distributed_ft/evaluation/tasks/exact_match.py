@@ -29,7 +29,7 @@ class ExactMatch:
         return self.rows
 
     def request(self, example: Example) -> Generate:
-        return Generate(example.id, question(example), self.max_new_tokens)
+        return Generate(example.id, question(example), self.max_new_tokens, example.tools)
 
     def score(self, example: Example, response: str) -> Score:
         return Score(float(response.strip() == reference(example).strip()))

@@ -45,7 +45,7 @@ class JsonFields:
         return self.rows
 
     def request(self, example: Example) -> Generate:
-        return Generate(example.id, question(example), self.max_new_tokens)
+        return Generate(example.id, question(example), self.max_new_tokens, example.tools)
 
     def score(self, example: Example, response: str) -> Score:
         expected = _parse(reference(example))
