@@ -29,9 +29,10 @@ def audit_files(paths: Sequence[Path], as_json: bool) -> int:
     """Audit data files as they are: nothing is tokenised, and there is nothing that they are held against."""
     from dataclasses import asdict
 
+    from distributed_ft.data.audit.run import AuditSettings, File, audit
+
     from distributed_ft.config.schema import AuditConfig
     from distributed_ft.data.audit.of_run import rows_of
-    from distributed_ft.data.audit.run import AuditSettings, File, audit
     from distributed_ft.data.reading import Reading
     from distributed_ft.data.report import with_audit
 
@@ -60,21 +61,24 @@ def text(report: Mapping[str, Any]) -> str:
     """The findings, the worst first, each with its rows and examples, and a last line that sums up."""
     findings = report["findings"]
     blocks = ["\n".join(_finding(finding)) for finding in findings]
-    counts = {level: sum(f["severity"] == level and not f["waived"] for f in findings) for level in ("error", "warning")}
-    waived = sum(f["waived"] for f in findings)
-    said = [f"{n} {level}{'s' if n != 1 else ''}" for level, n in counts.items()] + ([f"{waived} waived"] if waived else [])
+    standing = [finding for finding in findings if not finding["waived"]]
+    counts = {level: sum(f["severity"] == level for f in standing) for level in ("error", "warning")}
+    said = [f"{n} {level}{'s' if n != 1 else ''}" for level, n in counts.items()]
+    if len(standing) < len(findings):
+        said.append(f"{len(findings) - len(standing)} waived")
     last = f"{', '.join(said)}" + ("; a run on this data is refused" if counts["error"] else "")
     return "\n\n".join([*blocks, last])
 
 
 def _finding(finding: Mapping[str, Any]) -> list[str]:
     rows = finding["rows"]
-    listed = ", ".join(map(str, rows[:_MOST_LINES])) + (f", … ({finding['count']:,})" if len(rows) > _MOST_LINES else "")
+    listed = ", ".join(map(str, rows[:_MOST_LINES])) + (", …" if len(rows) > _MOST_LINES else "")
     level = f"{finding['severity']}, waived" if finding["waived"] else finding["severity"]
     where = f" · {finding['path']}" if finding["path"] else ""
     share = f" · {finding['count']:,} {'row' if finding['count'] == 1 else 'rows'}"
     lines = [f"{level}: {finding['id']}{share}{where}", f"  {finding['message']}"]
     if rows:
         lines.append(f"  {'lines' if len(rows) > 1 else 'line'} {listed}")
-    lines += [f"  {shown['row']:>8} | {line}" for shown in finding["examples"] for line in shown["text"].splitlines()[:6]]
+    for shown in finding["examples"]:
+        lines += [f"  {shown['row']:>8} | {line}" for line in shown["text"].splitlines()[:_MOST_LINES]]
     return lines

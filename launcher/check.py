@@ -47,7 +47,7 @@ class Inspection(Protocol):
     @property
     def supervised_tokens(self) -> int: ...
     @property
-    def packing_efficiency(self) -> float: ...
+    def packing_fill(self) -> float: ...
     @property
     def parameters_total(self) -> int: ...
     @property
@@ -258,8 +258,7 @@ def inspection_lines(inspection: Inspection, config: RunConfig) -> list[Line]:
         ),
         (
             "tokens",
-            f"{inspection.supervised_tokens:,} supervised in these rows; "
-            f"sequences {inspection.packing_efficiency:.0%} full",
+            f"{inspection.supervised_tokens:,} supervised in these rows; sequences {inspection.packing_fill:.0%} full",
         ),
         ("epoch", f"{inspection.sequences_per_epoch:,} sequences, {inspection.steps_per_epoch:,} steps"),
         ("steps", f"{inspection.total_steps:,}"),

@@ -104,7 +104,8 @@ def line_of(finding: Mapping[str, Any]) -> str:
     place = f"{finding['path']}:{rows[0]}: " if rows and finding["path"] else finding["path"] and f"{finding['path']}: "
     listed = ", ".join(map(str, rows[:3])) + (", …" if finding["count"] > 3 else "")
     lines = f" ({'lines' if len(rows) > 1 else 'line'} {listed})" if rows else ""
-    return f"{place}{finding['id']}: {finding['count']:,} {'row' if finding['count'] == 1 else 'rows'}{lines}: {finding['message']}"
+    count = f"{finding['count']:,} {'row' if finding['count'] == 1 else 'rows'}"
+    return f"{place}{finding['id']}: {count}{lines}: {finding['message']}"
 
 
 def _mixture_findings(sources: list[dict[str, Any]], order: Order) -> list[Finding]:

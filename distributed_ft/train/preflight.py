@@ -50,7 +50,7 @@ class Inspection:
     warmup_steps: int
     rows_per_epoch: int
     supervised_tokens: int
-    packing_efficiency: float
+    packing_fill: float
     parameters_total: int
     parameters_trainable: int
     checkpoint_bytes: int
@@ -71,7 +71,7 @@ def inspect(config: RunConfig, nproc: int) -> Inspection:
         warmup_steps=warmup_steps(config.optim, order.total_steps),
         rows_per_epoch=data.report["rows_per_epoch"],
         supervised_tokens=data.report["supervised_tokens"],
-        packing_efficiency=data.report["packing_efficiency"],
+        packing_fill=data.report["packing_fill"],
         parameters_total=total,
         parameters_trainable=trainable,
         checkpoint_bytes=checkpoint_bytes(config, trainable),

@@ -1,6 +1,7 @@
 """What was trained, on what, with what, at what cost: label and value, for the report's tables. Pure."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 from distributed_ft.evaluation.report.evidence import Evidence, Training
@@ -46,15 +47,25 @@ def data(evidence: Evidence) -> Facts:
     if isinstance(stored.get("supervised_tokens"), int):
         facts.append(("Supervised tokens", number(stored["supervised_tokens"])))
     if isinstance(stored.get("packing_efficiency"), int | float):
-        facts.append(("Packing", f"{100 * stored['packing_efficiency']:.1f}% of each sequence filled"))
+        facts.append(("Packing", f"{100 * stored['packing_efficiency']:.1f}% of the slots are supervised tokens"))
+    if isinstance(stored.get("packing_fill"), int | float):
+        facts.append(("Sequences", f"{100 * stored['packing_fill']:.1f}% full"))
     return facts
 
 
-def data_findings(evidence: Evidence) -> list[dict[str, str]]:
-    """Of the data audit: `severity`, `id`, `count`, `message`."""
+def data_findings(evidence: Evidence) -> list[dict[str, Any]]:
+    """Of the data audit: `severity`, `id`, `count`, `message`, `file`, `waived`, `examples`."""
     found = evidence.data.get("findings")
     rows = [f for f in found if isinstance(f, dict)] if isinstance(found, list) else []
-    return [{key: str(row.get(key, "")) for key in ("severity", "id", "count", "message")} for row in rows]
+    return [
+        {
+            **{key: str(row.get(key, "")) for key in ("severity", "id", "count", "message")},
+            "file": Path(str(row.get("path") or "")).name,
+            "waived": bool(row.get("waived")),
+            "examples": row.get("examples") or [],
+        }
+        for row in rows
+    ]
 
 
 def cost(training: Training, evaluation_seconds: float) -> Facts:

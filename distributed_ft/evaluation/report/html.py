@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 
 from distributed_ft.evaluation.diagnose import Finding
-from distributed_ft.evaluation.report import facts, plots
+from distributed_ft.evaluation.report import data_section, facts, plots
 from distributed_ft.evaluation.report.evidence import Evidence
 from distributed_ft.evaluation.verdict import (
     Verdict,
@@ -60,6 +60,8 @@ def render(evidence: Evidence, verdict: Verdict, findings: tuple[Finding, ...]) 
         settings=facts.settings(evidence.config),
         data=facts.data(evidence),
         data_findings=facts.data_findings(evidence),
+        data_files=data_section.files(evidence),
+        drawing=Markup,
         cost=facts.cost(evidence.training, evidence.evaluation_seconds),
         environment=facts.environment(evidence.environment),
         config_text=json.dumps(evidence.config, indent=2, ensure_ascii=False),

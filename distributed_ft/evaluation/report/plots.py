@@ -115,6 +115,32 @@ def loss_plot(curves: Curves, *, marked: int | None, size: Size) -> str | None:
     return _svg(figure, f"loss-{size.name}", "Training and validation loss by step")
 
 
+def lengths_plot(edges: Sequence[int], prompt: Sequence[int], answer: Sequence[int], index: int, size: Size) -> str:
+    """Rows of a data file by the length of prompt and answer, in characters on a logarithmic axis.
+
+    `prompt[i]`, `answer[i]`: rows with `edges[i]` to `edges[i + 1]` characters; `index`: of the file in the report.
+    """
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
+    figure = _figure(size._replace(height=size.height * 0.55), 1)
+    axis = figure.axes[0]
+    ends = [max(edge, 1) for edge in edges]
+    for counts, color, name in ((prompt, FEW_SHOT, "prompt"), (answer, TUNED, "answer")):
+        axis.stairs(counts, ends, color=color, fill=True, alpha=0.25)
+        axis.stairs(counts, ends, color=color, linewidth=1.5, label=name)
+    axis.set_xscale("log")
+    used = [i for i, pair in enumerate(zip(prompt, answer, strict=True)) if any(pair)]
+    axis.set_xlim(ends[used[0]] * 0.9, ends[used[-1] + 1] * 1.1)
+    axis.set_ylim(bottom=0)
+    axis.xaxis.set_major_formatter(FuncFormatter(_plain_number))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_formatter(FuncFormatter(_plain_number))
+    axis.set_xlabel("characters")
+    axis.legend(frameon=False, labelcolor=INK)
+    _title(axis, "Rows by length")
+    return _svg(figure, f"lengths{index}-{size.name}", "Rows by length of prompt and answer")
+
+
 def _draw_scores(
     axis: "Axes", rows: Sequence[CheckpointScores], base: Estimate | None, few_shot: Estimate | None, marked: int | None
 ) -> None:
