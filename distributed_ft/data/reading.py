@@ -169,23 +169,25 @@ def quarantine(path: Path, rows: Sequence[BadRow]) -> None:
 
 
 def distinct(examples: Iterable[Example]) -> Iterator[Example]:
-    """The rows of one reading with ids that are unique in it: a later row of the same id gets `@<line>` behind it.
+    """The rows of one reading with ids that are unique in it: a later row of the same id gets `@<line>` behind it,
+    the k-th row without one in a line `#<k>`.
 
     Memory grows with the rows that have an id of their own, by the length of the ids.
     """
     seen: set[str] = set()
-    path, prefix = "", ""
+    path, prefix, line, before = "", "", 0, 0
     for example in examples:
         if example.path != path:
-            path, prefix = example.path, f"{_stem(example.path)}:"
-        name = example.id
+            path, prefix, line = example.path, f"{_stem(example.path)}:", 0
+        before = before + 1 if example.line == line else 0  # rows in the same line: a JSON list may be all in one
+        line, name = example.line, example.id
         if name.startswith(prefix) and name[len(prefix) :].isdecimal():
-            if name[len(prefix) :] == str(example.line):
-                yield example  # made from its place, which is its own
+            if name[len(prefix) :] == str(line):  # made from its place, which is its own
+                yield replace(example, id=f"{name}#{before + 1}") if before else example
                 continue
-            name = f"{name}@{example.line}"  # the place of another row
+            name = f"{name}@{line}"  # the place of another row
         while name in seen:
-            name = f"{name}@{example.line}"
+            name = f"{name}@{line}"
         seen.add(name)
         yield example if name == example.id else replace(example, id=name)
 
