@@ -50,9 +50,7 @@ def look(rows: Rows, schema: Mapping[str, Any] | None = None) -> Formats:
     names = list(dict.fromkeys(f.name for f in forms))
     code = {name: i for i, name in enumerate(names)}
     shapes: dict[Shape, int] = {}
-    shape_codes = [
-        shapes.setdefault(_shape(f.value), len(shapes)) if isinstance(f.value, dict) else -1 for f in forms
-    ]
+    shape_codes = [shapes.setdefault(_shape(f.value), len(shapes)) if isinstance(f.value, dict) else -1 for f in forms]
     broken = [i for i, f in enumerate(forms) if f.breaks and not f.cut and f.name not in STRUCTURED][:_SHOWN]
     return Formats(
         names=names,

@@ -8,7 +8,10 @@ import re
 _PATTERNS = (
     (re.compile(r"-----BEGIN .*", re.DOTALL), "[key]"),
     (re.compile(r"[^\s@<>\"'(]+@[^\s@<>\"')]+\.\w+"), "[email]"),
-    (re.compile(r"(?i)((?:password|passwd|pwd|passphrase|secret|token|api[_ -]?key)\w*\W{1,4})[^\s,;]+"), r"\1[secret]"),
+    (
+        re.compile(r"(?i)((?:password|passwd|pwd|passphrase|secret|token|api[_ -]?key)\w*\W{1,4})[^\s,;]+"),
+        r"\1[secret]",
+    ),
     (re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,}(?: ?[A-Z0-9]{1,4})?\b"), "[account]"),
     (re.compile(r"(?=[\w+/=.-]*\d)(?=[\w+/=.-]*[A-Za-z])[\w+/=.-]{20,}"), "[key]"),
     (re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}\b"), "[address]"),

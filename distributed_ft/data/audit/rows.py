@@ -77,6 +77,7 @@ class Rows:
 class Basics:
     """What is kept of each row of a chunk, about 300 bytes a row with what may be shown of it."""
 
+    path: str  # the file that the chunk is of
     lines: Index  # where each row begins in the file, counted from 1
     digests: Hashes  # of the messages
     prompts: Hashes  # of the normalised prompt; 0: it has no words
@@ -93,6 +94,7 @@ def basics(rows: Rows) -> Basics:
     sequences = rows.words.sequences()
     parts = [_part(e) for e in rows.examples]
     return Basics(
+        path=rows.examples[0].path if rows.examples else "",
         lines=np.array([e.line for e in rows.examples], np.int64),
         digests=np.array([int(e.digest[:16], 16) for e in rows.examples], np.uint64),
         prompts=sequences[::2],
@@ -199,21 +201,27 @@ class Table:
         severity: Severity | None = None,
         shown: Sequence[Shown] = (),
     ) -> list[Finding]:
-        """One finding about these rows (indices, in any order); none where there are no rows."""
+        """A finding about these rows (indices, in any order), one a file that they are in; none where there are none."""
         rows = np.unique(np.fromiter(rows, np.int64) if not isinstance(rows, np.ndarray) else rows)
-        if not len(rows):
-            return []
-        return [
-            Finding(
-                id=name,
-                severity=severity or severity_of(name, len(rows), self.size),
-                count=len(rows),
-                rows=[int(line) for line in np.sort(self.lines[rows])],
-                message=f"{len(rows):,} of {self.size:,} rows: {message}",
-                path=self.path,
-                examples=tuple(shown[:SHOWN_ROWS]) or tuple(self.shown(int(r)) for r in rows[:SHOWN_ROWS]),
+        severity = severity or severity_of(name, len(rows), self.size)
+        chunks = np.searchsorted(self._bounds, rows, side="right")
+        paths = np.array([c.path for c in self.chunks], dtype=object)[chunks]
+        found = []
+        for path in dict.fromkeys(paths.tolist()):  # one, but of a folder of shards
+            mine = rows[paths == path]
+            examples = [s for s in shown if s.row in self.lines[mine]] or [self.shown(int(r)) for r in mine[:SHOWN_ROWS]]
+            found.append(
+                Finding(
+                    id=name,
+                    severity=severity,
+                    count=len(mine),
+                    rows=np.sort(self.lines[mine]).tolist(),
+                    message=f"{len(mine):,} of {self.size:,} rows: {message}",
+                    path=path,
+                    examples=tuple(examples[:SHOWN_ROWS]),
+                )
             )
-        ]
+        return found
 
 
 def joined(arrays: Sequence[npt.NDArray[T]], kind: type[T]) -> npt.NDArray[T]:
