@@ -153,7 +153,8 @@ def judge(table: Table, looked: Sequence[Matches], items: Known) -> tuple[list[F
         seen[name] = {"items": total, "seen": len(distinct), "rows": len(np.unique(rows[mine]))}
         if not len(mine):
             continue
-        first = mine[np.argsort(rows[mine], kind="stable")]
+        _, first = np.unique(rows[mine], return_index=True)
+        first = mine[first]
         shown = [_pair(table, items, int(rows[i]), int(owned[i]), float(shares[i])) for i in first[:3]]
         findings += table.finding(
             f"contamination.{name}",

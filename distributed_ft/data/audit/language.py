@@ -18,6 +18,8 @@ from distributed_ft.data.findings import Finding
 
 _USUAL = 0.88  # of the rows with a language: the one of the file
 _SURE, _LIKELY = 0.75, 0.5  # probabilities: to call a row foreign, to count a language
+_SURER = 0.92  # of a text of fewer than _PIECE characters: a list of names is like many languages
+_MIXED = 0.7  # of a chunk's rows: the language that is usual there
 _PIECE, _LONGER = 80, 400  # characters asked about
 _LEAST = 30  # letters: less has no language
 _NO_LANGUAGE = re.compile(r"https?://\S+|[\d_#*`|<>{}\[\]\"\\/=]+")
@@ -35,10 +37,12 @@ def look(rows: Rows) -> Languages:
     detector = LangDetector(LangDetectConfig(model="lite", normalize_input=False, max_input_length=None))
     texts = [_telling(p, a, f.name) for p, a, f in zip(rows.prompts, rows.answers, rows.forms, strict=True)]
     found = [_language(detector, text[:_PIECE], _LIKELY) for text in texts]
-    usual = Counter(filter(None, found)).most_common(1)
+    counts = Counter(filter(None, found))
+    usual = counts.most_common(1)
+    alike = bool(usual) and usual[0][1] >= _MIXED * counts.total()  # else the file has no language to keep to
     for i, language in enumerate(found):
-        if usual and language != usual[0][0] and len(texts[i]) >= _LEAST:
-            found[i] = _language(detector, texts[i], _SURE)
+        if alike and language != usual[0][0] and len(texts[i]) >= _LEAST:
+            found[i] = _language(detector, texts[i], _SURE if len(texts[i]) >= _PIECE else _SURER)
     names = sorted(set(filter(None, found)))
     code = {name: i for i, name in enumerate(names)}
     return Languages(names, np.array([code.get(name, -1) for name in found], np.int32))

@@ -37,8 +37,12 @@ _EXAMPLE_DOMAIN = re.compile(
 _EXAMPLE_NAME = re.compile(
     r"(?:you|your[._-]?\w*|name|user(?:name)?|email|first\.?last|no-?reply|git)\Z", re.IGNORECASE
 )
-_DIGITS = re.compile(r"[+(]{0,2}\d[\d ().\-/\u00a0]{5,40}\d[A-Z]?\b")
-_LETTERED = re.compile(r"\b[A-Z]{2}\d{2}[ ]?(?:[A-Z0-9]{4}[ ]?){2,7}[A-Z0-9]{0,4}\b|\b[A-Z]{6}\d\d[A-Z]\d\d[A-Z]\d{3}[A-Z]\b|\b[XYZ]\d{7}[A-Z]\b")  # fmt: skip
+# They begin with one set of characters, and so are found fast.
+_DIGITS = re.compile(r"\d[\d ().\-/\u00a0]{5,40}\d[A-Z]?\b")
+_LETTERED = re.compile(
+    r"[A-Z](?:[A-Z]\d{2}[ ]?(?:[A-Z0-9]{4}[ ]?){2,7}[A-Z0-9]{0,4}|[A-Z]{5}\d\d[A-Z]\d\d[A-Z]\d{3}[A-Z]|(?<=[XYZ])\d{7}[A-Z])\b"
+)
+_SIGN = re.compile(r"[+(]{1,2}\Z")
 _NORTH_AMERICAN = re.compile(r"(?:\+?1[ .-]?)?(?:\(\d{3}\)[ .-]?|\d{3}[ .-])\d{3}[ .-]\d{4}")
 _RESERVED_PHONE = re.compile(r"555\D?\d{4}\Z|5555|79460\d{3}\Z|1632960\d{3}\Z|7700900\d{3}\Z|1234567|12345678")
 _CALLED = re.compile(r"(?:phone|mobile|cell|tel|call|fax|ring|reach|whatsapp|sms|handy|telefon|rufen|teléfono|numéro)", re.IGNORECASE)  # fmt: skip
@@ -64,6 +68,8 @@ _NAMED = (
     (re.compile(r"\bCPF\b", re.IGNORECASE), cpf),
     (re.compile(r"\bSSN\b|social security", re.IGNORECASE), ssn),
 )
+_NAME = re.compile("|".join(name.pattern for name, _ in _NAMED), re.IGNORECASE)
+_DATE = re.compile(r"(?:19|20)\d\d([-/.])\d{1,2}\1\d{1,2}(?!\d)|\d{1,2}([-/.])\d{1,2}\2(?:19|20)\d\d(?!\d)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +93,13 @@ def _found(text: str) -> Iterator[tuple[int, str]]:
             yield at, "e-mail address"
         at = text.find("@", at + 1)
     for match in _DIGITS.finditer(text):
-        if kind := _number(match[0], text[max(match.start() - 40, 0) : match.start()]):
+        before = text[max(match.start() - 40, 0) : match.start()]
+        sign = _SIGN.search(before)
+        if kind := _number((sign[0] if sign else "") + match[0], before):
             yield match.start(), kind
     for match in _LETTERED.finditer(text):
-        if kind := _lettered(match[0]):
+        whole = match.start() == 0 or not text[match.start() - 1].isalnum()
+        if whole and (kind := _lettered(match[0])):
             yield match.start(), kind
 
 
@@ -106,22 +115,30 @@ def _is_email(text: str, at: int) -> bool:
 
 def _number(text: str, before: str) -> str:
     """What kind of number it is; nothing: none that belongs to a person."""
-    digits = re.sub(r"\D", "", text)
-    address = _IP.search(text)
-    if address is not None:
-        return "IP address" if _is_public(address[0]) and not _VERSION.search(before) else ""
-    if re.fullmatch(r"\d{3}-\d{2}-\d{4}", text.strip()) and ssn.is_valid(text.strip()):
-        return "social security number"
-    if re.fullmatch(r"\d{3}\.\d{3}\.\d{3}-\d{2}", text) and cpf.is_valid(text):
-        return "national id (CPF)"
-    if re.fullmatch(r"\d{8}-?[A-Z]", text) and dni.is_valid(text):
-        return "national id (DNI)"
-    for name, plan in _NAMED:
-        if name.search(before) and plan.is_valid(digits):
-            return f"national id ({plan.__name__.rsplit('.', 1)[1].upper()})"
+    digits = "".join(filter(str.isdecimal, text))
+    if _DATE.match(text):
+        return ""
+    if text.count(".") == 3:
+        address = _IP.search(text)
+        if address is not None:
+            return "IP address" if _is_public(address[0]) and not _VERSION.search(before) else ""
+    if len(digits) in (8, 9, 11) and (kind := _by_its_form(text.strip())):
+        return kind
+    if len(digits) >= 9 and _NAME.search(before):
+        for name, plan in _NAMED:
+            if name.search(before) and plan.is_valid(digits):
+                return f"national id ({plan.__name__.rsplit('.', 1)[1].upper()})"
     if _is_card(digits, text):
         return "payment card number"
     return "telephone number" if _is_phone(text.strip(), digits, before) else ""
+
+
+def _by_its_form(text: str) -> str:
+    if re.fullmatch(r"\d{3}-\d{2}-\d{4}", text) and ssn.is_valid(text):
+        return "social security number"
+    if re.fullmatch(r"\d{3}\.\d{3}\.\d{3}-\d{2}", text) and cpf.is_valid(text):
+        return "national id (CPF)"
+    return "national id (DNI)" if re.fullmatch(r"\d{8}-?[A-Z]", text) and dni.is_valid(text) else ""
 
 
 def _is_public(address: str) -> bool:

@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ Index = npt.NDArray[np.int64]
 _LETTER = np.uint64(0x9E3779B97F4A7C15)  # bases of the polynomials: odd, so that they have an inverse
 _WORD = np.uint64(0xC2B2AE3D27D4EB4F)
 _IN_WORD = np.array([c >= 128 or chr(c).isalnum() for c in range(256)])  # bytes of UTF-8, in lower case
+_BATCH = 200  # texts at once: their numbers stay in the processor's cache
 # What is no word in other alphabets; and the scripts that are written without spaces, where a character is a word.
 _NO_WORD = re.compile(r"[^\w\s]+")
 _UNSPACED = re.compile("([\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff])")
@@ -61,22 +63,23 @@ class Words:
 
 def words_of(texts: Sequence[str]) -> Words:
     """The words of each text."""
+    parts = [_words_of(texts[first : first + _BATCH]) for first in range(0, len(texts), _BATCH)]
+    lengths = [np.diff(part.starts) for part in parts]
+    hashes = np.concatenate([np.zeros(0, np.uint64), *(part.hashes for part in parts)])
+    return Words(hashes, np.cumsum(np.concatenate([np.zeros(1, np.int64), *lengths])))
+
+
+def _words_of(texts: Sequence[str]) -> Words:
     joined = "\0".join(texts)
     if not joined.isascii():
         joined = "\0".join([text if text.isascii() else _plain(text) for text in texts])
     data = np.frombuffer((joined.lower() + "\0").encode("utf-8", "replace"), np.uint8)
     inside = _IN_WORD[data]
-    begins = np.flatnonzero(inside & ~np.concatenate([[False], inside[:-1]]))
-    ends = np.flatnonzero(~inside & np.concatenate([[False], inside[:-1]]))
-    ended = np.flatnonzero(data == 0)  # where each text ends
-    starts = np.concatenate([[0], np.searchsorted(begins, ended)])
-    edges = np.stack([begins, ends], 1).ravel()
-    return Words(_of_runs(data.astype(np.uint64), edges, _LETTER)[::2], starts.astype(np.int64))
-
-
-def words_in(text: str) -> int:
-    """How many words a text has."""
-    return len(words_of([text]).hashes)
+    edges = np.flatnonzero(inside[1:] != inside[:-1]) + 1  # the last byte is in no word
+    if inside[0]:
+        edges = np.concatenate([np.zeros(1, np.int64), edges])
+    starts = np.concatenate([[0], np.searchsorted(edges[::2], np.flatnonzero(data == 0))])
+    return Words(_of_runs(data.astype(np.uint64), edges, _LETTER)[::2], starts)
 
 
 def mixed(hashes: Hashes) -> Hashes:
@@ -93,12 +96,23 @@ def _plain(text: str) -> str:
 
 def _of_runs(values: Hashes, edges: Index, base: np.uint64) -> Hashes:
     """A hash of `values[edges[i] : edges[i + 1]]` for each i."""
-    inverse = np.uint64(pow(int(base), -1, 2**64))
-    powers = np.full(len(values) + 1, base, np.uint64)
-    powers[:1] = 1
-    powers = np.cumprod(powers)
-    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum((values + np.uint64(1)) * powers[:-1])])
-    begins, ends = edges[:-1], edges[1:]
-    back = np.full(len(values) + 1, inverse, np.uint64)
-    back[:1] = 1
-    return mixed((sums[ends] - sums[begins]) * np.cumprod(back)[begins])
+    if len(edges) < 2:
+        return np.zeros(0, np.uint64)
+    powers = _powers(int(base), len(values))
+    back = _powers(pow(int(base), -1, 2**64), len(values))
+    sums = np.zeros(len(values) + 1, np.uint64)
+    np.cumsum((values + np.uint64(1)) * powers[: len(values)], out=sums[1:])
+    at = sums[edges]
+    return mixed((at[1:] - at[:-1]) * back[edges[:-1]])
+
+
+@lru_cache(maxsize=64)
+def _power_table(base: int, size: int) -> Hashes:
+    powers = np.full(size, base, np.uint64)
+    powers[0] = 1
+    return np.cumprod(powers)
+
+
+def _powers(base: int, least: int) -> Hashes:
+    """base^0, base^1, … modulo 2^64: `least` or more, and one more."""
+    return _power_table(base, 1 << max(least + 1, 2**16).bit_length())
