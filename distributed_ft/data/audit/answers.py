@@ -1,0 +1,147 @@
+"""Answers that are no answers: empty, far too short, cut off, placeholders, refusals."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from distributed_ft.data.audit.formats import Forms, closed_set, is_prose
+from distributed_ft.data.audit.forms import FENCE, LIST, NUMBER, NUMBERED, SHORT, TAGS
+from distributed_ft.data.audit.rows import Codes, Indices, Rows, Table, joined
+from distributed_ft.data.examples import TEXT
+from distributed_ft.data.findings import Finding
+
+# What people and programs leave where an answer should be; anywhere in an answer.
+_PLACEHOLDER = re.compile(
+    r"\blorem ipsum\b|\[\s*(?:insert|your|add|put|fill|replace|enter|todo|tbd|placeholder|answer|response)\b[^\]\n]{0,60}\]"
+    r"|<\s*(?:insert|your|add|fill in|enter|todo|placeholder|answer|response)\b[^>\n]{0,60}>"
+    r"|\{\{[^}\n]{0,60}\}\}|\b(?:answer|response|text|content) goes here\b|\bplaceholder (?:text|answer|response)\b"
+    r"|\b(?:to be|will be) (?:filled in|written|completed|added) (?:later|soon|here)\b",
+    re.IGNORECASE,
+)
+_UNDONE = re.compile(r"^\W*(?:TODO|FIXME|TBD|TBA|XXX+)\b|^(?:TODO|FIXME)\b", re.MULTILINE)  # in capitals only
+# As the whole answer; a label may be called so.
+_NOTHING = re.compile(
+    r"\W*(?:n/?\s?a|none|null|nil|nan|undefined|not available|no answer|no response|unknown|answer|response|test|foo|bar"
+    r"|asdf\w*|placeholder|todo|tbd|tba|empty|missing|error|\[(?:deleted|removed)\])?\W*",
+    re.IGNORECASE,
+)
+_REFUSAL = re.compile(
+    r"\bas an? (?:ai|artificial intelligence|(?:large )?language model)\b|\bi(?:'|’)?m (?:just |only )?an ai\b"
+    r"|\bi am (?:just |only )?an ai\b|\bas a chatbot\b|\bmy (?:knowledge|training) (?:cut-?off|data)\b"
+    r"|^\W*(?:(?:i(?:'|’)m|i am) (?:very |really |so )?sorry|sorry|apologies|i apologi[sz]e|unfortunately)\W{1,3}(?:but )?"
+    r"i(?:(?:'|’)m| am)? (?:can(?:no|'|’)?t|can not|could(?: no|n'|n’)t|won(?:'|’)t|will not|unable|not able|do(?: no|n'|n’)t feel)\b"
+    r"|^\W*i(?:(?:'|’)m| am)? (?:can(?:no|'|’)t|can not|won(?:'|’)t|will not|unable to|not able to)"
+    r" (?:assist|help|fulfill|comply|provide|answer|do that|discuss|generate|create|engage|support)\b"
+    r"|\b(?:against|violates?) (?:my|openai(?:'|’)s|the) (?:programming|guidelines|policy|policies|usage)\b",
+    re.IGNORECASE,
+)
+# One of them is in every refusal, in lower case; looking for them is quick.
+_REFUSAL_HINTS = ("sorry", "apolog", "unfortunately", "an ai", "language model", "chatbot", "artificial", "knowledge c",
+                  "training ", "i can", "i won", "i will not", "unable to", "not able to", "against ", "violate")  # fmt: skip
+_PLACEHOLDER_HINTS = ("[", "<", "{{", "lorem", "goes here", "placeholder", "to be ", "will be ")
+_ENDS = re.compile(r"[\w,;:(\[{<–—-]\s*\Z|\s(?:and|or|the|a|of|to)\W?\Z")  # no sentence ends so
+_ADDRESS = re.compile(r"(?:https?://|www\.)\S+\Z|\S+@\S+\.\w+\Z")
+_SENTENCES = 30  # characters: shorter answers need not be sentences
+
+STRONG, WEAK, REFUSAL = 1, 2, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Of each answer of a chunk."""
+
+    placeholder: Codes  # 0, STRONG, WEAK or REFUSAL
+    open_end: Codes  # 1: ends as no sentence does
+    empty: Codes  # 1: no answer, 2: no question
+
+
+def look(rows: Rows) -> Answers:
+    placeholder = [_placeholder(a) for a in rows.answers]
+    empty = [
+        1 if not answer.strip() else 2 if not prompt.strip() and e.messages[0].role != TEXT else 0
+        for e, prompt, answer in zip(rows.examples, rows.prompts, rows.answers, strict=True)
+    ]
+    ends = [_open_end(answer) for answer in rows.answers]
+    return Answers(np.array(placeholder, np.int32), np.array(ends, np.int32), np.array(empty, np.int32))
+
+
+def _placeholder(answer: str) -> int:
+    if len(answer) <= 24 and answer.strip() and _NOTHING.fullmatch(answer):
+        return STRONG if re.search(r"todo|tbd|placeholder", answer, re.IGNORECASE) else WEAK
+    low = answer.lower()
+    if any(map(low.__contains__, _PLACEHOLDER_HINTS)) and "```" not in answer and _PLACEHOLDER.search(answer):
+        return STRONG
+    if ("TODO" in answer or "FIXME" in answer or "TB" in answer or "XXX" in answer) and "```" not in answer:
+        return STRONG if _UNDONE.search(answer) else 0
+    if any(map(low.__contains__, _REFUSAL_HINTS)) and _REFUSAL.search(answer):
+        return REFUSAL
+    return 0
+
+
+def _open_end(answer: str) -> bool:
+    tail = answer[-80:].rstrip()
+    return bool(tail) and (tail[-1].isalnum() or tail[-1] in ",;:([{<–—-_") and not _ADDRESS.search(tail)
+
+
+def judge(table: Table, looked: Sequence[Answers], forms: Forms) -> list[Finding]:
+    placeholder = joined([a.placeholder for a in looked], np.int32)
+    open_end = joined([a.open_end for a in looked], np.int32) == 1
+    empty = joined([a.empty for a in looked], np.int32)
+    short, cut = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    weak = np.flatnonzero(placeholder == WEAK)
+    for _, rows in table.parts:
+        short.append(_short(table, forms, rows[placeholder[rows] == 0]))
+        cut.append(_cut(table, forms, rows, open_end))
+        labels = closed_set(table.answers[rows])
+        if labels is not None:  # a label that is called "none" or "unknown"
+            weak = np.setdiff1d(weak, rows[np.isin(table.answers[rows], labels)])
+    cut.append(_unclosed(forms))
+    no_answer, no_question = np.flatnonzero(empty == 1), np.flatnonzero(empty == 2)
+    left = np.concatenate([np.flatnonzero(placeholder == STRONG), weak])
+    return [
+        *table.finding("answer.empty", no_answer, "the answer is empty: the model learns to say nothing; write it, or remove the row"),
+        *table.finding("answer.empty.question", no_question, "nothing stands before the answer, so it answers nothing; write the question, or remove the row"),
+        *table.finding("answer.short", np.concatenate(short), "the answer has less than a fifth of the usual length and is far from all others; complete it, or remove the row"),
+        *table.finding("answer.truncated", np.concatenate(cut), "the answer stops in the middle, where nearly all others end properly; the model learns to stop there; complete it, or remove the row"),
+        *table.finding("answer.placeholder", left, "what stands there is a placeholder, not an answer; the model would learn to write it; write the answer, or remove the row"),
+        *table.finding("answer.placeholder.refusal", np.flatnonzero(placeholder == REFUSAL), "the answer refuses, or speaks of itself as an AI; remove the row, or waive this if it is what you want to teach"),
+    ]  # fmt: skip
+
+
+def _short(table: Table, forms: Forms, rows: Indices) -> Indices:
+    """Outliers below, by the logarithm of the length: five times shorter than the median, and four deviations."""
+    rows = rows[table.answer_lengths[rows] > 0]
+    if len(rows) < 20:
+        return rows[:0]
+    lengths = table.answer_lengths[rows]
+    median = np.median(lengths)
+    if median < 80:
+        return rows[:0]
+    logs = np.log(lengths)
+    deviation = max(1.4826 * float(np.median(np.abs(logs - np.log(median)))), 0.25)
+    low = (lengths < 0.2 * median) & (logs < np.log(median) - 4 * deviation)
+    return rows[low] if low.mean() <= 0.15 else rows[:0]
+
+
+def _cut(table: Table, forms: Forms, rows: Indices, open_end: "np.ndarray[tuple[int], np.dtype[np.bool_]]") -> Indices:
+    """Prose and lists that end within a sentence, where those of their form end properly."""
+    found = [rows[:0]]
+    for prose in (True, False):
+        names = [n for n in forms.names if (is_prose(n) if prose else n in (LIST, NUMBERED))]
+        mine = rows[forms.rows_of(rows, names) & (table.answer_lengths[rows] >= _SENTENCES)]
+        if len(mine) >= 20 and open_end[mine].mean() <= 0.12:
+            found.append(mine[open_end[mine]])
+    return np.concatenate(found)
+
+
+def _unclosed(forms: Forms) -> Indices:
+    """JSON, fences and tags that are never closed."""
+    names = [n for n in forms.names if n.startswith("JSON") or FENCE in n or n == TAGS]
+    everything = np.arange(len(forms.codes))
+    return everything[forms.cut & forms.rows_of(everything, names)]
+
+
+def is_label(name: str) -> bool:
+    return name in (SHORT, NUMBER)

@@ -1,0 +1,149 @@
+"""Keys, tokens and passwords in any turn of a row, by the detectors of detect-secrets.
+
+Its detectors cost more than a whole audit may, so each is asked only about lines that hold what its secrets begin with.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from detect_secrets.plugins.aws import AWSKeyDetector
+from detect_secrets.plugins.azure_storage_key import AzureStorageKeyDetector
+from detect_secrets.plugins.base import RegexBasedDetector
+from detect_secrets.plugins.basic_auth import BasicAuthDetector
+from detect_secrets.plugins.github_token import GitHubTokenDetector
+from detect_secrets.plugins.gitlab_token import GitLabTokenDetector
+from detect_secrets.plugins.high_entropy_strings import Base64HighEntropyString
+from detect_secrets.plugins.jwt import JwtTokenDetector
+from detect_secrets.plugins.npm import NpmDetector
+from detect_secrets.plugins.openai import OpenAIDetector
+from detect_secrets.plugins.private_key import PrivateKeyDetector
+from detect_secrets.plugins.pypi_token import PypiTokenDetector
+from detect_secrets.plugins.sendgrid import SendGridDetector
+from detect_secrets.plugins.slack import SlackDetector
+from detect_secrets.plugins.square_oauth import SquareOAuthDetector
+from detect_secrets.plugins.stripe import StripeDetector
+
+from distributed_ft.data.audit.private import tell
+from distributed_ft.data.audit.rows import Rows, Table
+from distributed_ft.data.findings import Finding
+
+_DETECTORS: tuple[tuple[tuple[str, ...], type[RegexBasedDetector]], ...] = (
+    (("AKIA", "ASIA", "ABIA", "ACCA", "A3T", "aws_", "AWS_"), AWSKeyDetector),
+    (("PRIVATE KEY",), PrivateKeyDetector),
+    (("ghp_", "gho_", "ghs_"), GitHubTokenDetector),
+    (("glpat-", "gldt-", "glrt-", "GR1348941"), GitLabTokenDetector),
+    (("xox", "hooks.slack.com"), SlackDetector),
+    (("T3BlbkFJ",), OpenAIDetector),
+    (("k_live_",), StripeDetector),
+    (("eyJ",), JwtTokenDetector),
+    (("AccountKey=",), AzureStorageKeyDetector),
+    (("://",), BasicAuthDetector),
+    (("SG.",), SendGridDetector),
+    (("pypi-",), PypiTokenDetector),
+    (("_authToken",), NpmDetector),
+    (("sq0csp-",), SquareOAuthDetector),
+)
+# Issued since the last release of detect-secrets.
+_NEWER = (
+    ("sk-", re.compile(r"\bsk-(?:proj-|ant-|svcacct-)?[\w-]{32,}"), "API key"),
+    ("AIza", re.compile(r"\bAIza[\w-]{35}"), "Google API key"),
+    ("hf_", re.compile(r"\bhf_[A-Za-z0-9]{34}\b"), "Hugging Face token"),
+    ("github_pat_", re.compile(r"\bgithub_pat_\w{22,}"), "GitHub token"),
+    ("npm_", re.compile(r"\bnpm_[A-Za-z0-9]{36}\b"), "npm token"),
+)
+_KEYWORDS = ("passw", "passp", "pwd", "secret", "token", "api", "access", "auth")  # how what _ASSIGNED finds begins
+_ASSIGNED = re.compile(
+    r"(?:passw(?:or)?d|passphrase|pwd|secret|token|api[_ -]?key|access[_-]?key|auth[_-]?key)[\w-]{0,20}[\"'`]?\s{0,3}"
+    r"(?P<how>is|was|:=|=>|=|:)\s{0,3}(?:\"(?P<double>[^\"\s]{8,128})\"|'(?P<single>[^'\s]{8,128})'"
+    r"|`(?P<tick>[^`\s]{8,128})`|(?P<bare>[^\s\"'`,;<>{}()\[\]$]{8,128}))",
+    re.IGNORECASE,
+)
+_MADE_UP = re.compile(
+    r"example|your|xxxx|\*\*\*|changeme|change_me|placeholder|dummy|redacted|<|\.\.\.|…|test|sample|12345678"
+    r"|localhost|user:pass|username:password|foo|password\d?$",
+    re.IGNORECASE,
+)
+_ENTROPY = 2.6  # bits a character; words have less at this length
+
+
+@dataclass(frozen=True, slots=True)
+class Secrets:
+    """Of a chunk: by row, what kind of secret it holds."""
+
+    kinds: dict[int, str]
+
+
+def look(rows: Rows) -> Secrets:
+    kinds: dict[int, str] = {}
+    for position, kind in _found(rows.joined):
+        kinds.setdefault(rows.row_at(position), kind)
+    return Secrets(kinds)
+
+
+def _found(text: str) -> Iterator[tuple[int, str]]:
+    for hints, kind in _DETECTORS:
+        detector = None
+        for hint in hints:
+            for at in _positions(text, hint):
+                detector = detector or kind()
+                line = _line(text, at)
+                if any(not _MADE_UP.search(secret) for secret in detector.analyze_string(line)):
+                    yield at, str(detector.secret_type).lower()
+    for hint, pattern, name in _NEWER:
+        for at in _positions(text, hint):
+            match = pattern.search(_line(text, at))
+            if match is not None and not _MADE_UP.search(match[0]) and any(c.isdigit() for c in match[0]):
+                yield at, name
+    low = text.replace("İ", "I").lower()  # the only letter that would become two
+    for word in _KEYWORDS:
+        for at in _positions(low, word):
+            match = _ASSIGNED.match(text, at, at + 200)
+            if match is not None and _is_secret(match):
+                yield at, "password or key"
+
+
+def _positions(text: str, hint: str) -> Iterator[int]:
+    at = text.find(hint)
+    while at >= 0:
+        yield at
+        at = text.find(hint, at + len(hint))
+
+
+def _line(text: str, at: int) -> str:
+    """The line around a character, a kilobyte either side at most, within its row."""
+    low, high = max(at - 1000, 0), at + 1000
+    begin = max(text.rfind("\n", low, at), text.rfind("\0", low, at), low - 1) + 1
+    ends = [e for e in (text.find("\n", at, high), text.find("\0", at, high)) if e >= 0]
+    return text[begin : min(ends, default=high)]
+
+
+def _is_secret(match: re.Match[str]) -> bool:
+    """Whether what a keyword is given looks drawn by chance rather than like a word or a name in a program."""
+    quoted = match["double"] or match["single"] or match["tick"]
+    value = quoted or match["bare"].rstrip(".!?:)")
+    if len(value) < 8 or _MADE_UP.search(value) or "://" in value:
+        return False
+    kinds = sum(any(map(test, value)) for test in (str.isupper, str.islower, str.isdigit, _is_sign))
+    enough = 2 if quoted or match["how"].lower() in (":", "is", "was") else 3
+    named = re.fullmatch(r"[A-Za-z_]+(?:[._-][A-Za-z_]+)*", value)
+    return kinds >= enough and named is None and _entropy(value) >= _ENTROPY
+
+
+def _is_sign(character: str) -> bool:
+    return not character.isalnum()
+
+
+def _entropy(value: str) -> float:
+    """Shannon's, bits a character."""
+    return float(Base64HighEntropyString(limit=0.0).calculate_shannon_entropy(value))
+
+
+def judge(table: Table, looked: Sequence[Secrets]) -> list[Finding]:
+    return tell(
+        table,
+        "secret",
+        [facts.kinds for facts in looked],
+        "keys, tokens or passwords: {}; a model repeats what it was trained on; remove them, and revoke those that are "
+        "real",
+    )

@@ -1,0 +1,118 @@
+"""The words of many texts as numbers, all at once: what the checks that compare texts need, without a loop over words.
+
+A text is compared without case, punctuation and white space (and in Unicode's compatibility form NFKC). Hashes are
+polynomials modulo 2^64, taken as differences of running sums (Karp & Rabin 1987); equal words have equal hashes in
+every process. Two unequal ones agree by chance about once in 2^64.
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+Hashes = npt.NDArray[np.uint64]
+Index = npt.NDArray[np.int64]
+
+_LETTER = np.uint64(0x9E3779B97F4A7C15)  # bases of the polynomials: odd, so that they have an inverse
+_WORD = np.uint64(0xC2B2AE3D27D4EB4F)
+_IN_WORD = np.array([c >= 128 or chr(c).isalnum() for c in range(256)])  # bytes of UTF-8, in lower case
+_BATCH = 200  # texts at once: their numbers stay in the processor's cache
+# What is no word in other alphabets; and the scripts that are written without spaces, where a character is a word.
+_NO_WORD = re.compile(r"[^\w\s]+")
+_UNSPACED = re.compile("([\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff])")
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """The words of n texts: text i has `hashes[starts[i] : starts[i + 1]]`."""
+
+    hashes: Hashes  # one a word
+    starts: Index  # [n + 1]
+
+    def sequences(self) -> Hashes:
+        """One hash a text, uint64 [n]: of its words in their order; 0 where there are none."""
+        return _of_runs(self.hashes, self.starts, _WORD) * (np.diff(self.starts) > 0)
+
+    def ngrams(self, n: int) -> tuple[Hashes, Index]:
+        """Every n words in a row within a text: their hashes, and which text each is of."""
+        count = len(self.hashes) - n + 1
+        if count <= 0:
+            return np.zeros(0, np.uint64), np.zeros(0, np.int64)
+        rolled = np.zeros(count, np.uint64)
+        for offset in range(n):
+            rolled = rolled * _WORD + self.hashes[offset : offset + count]
+        text = np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
+        inside = text[:count] == text[n - 1 :]
+        return mixed(rolled[inside]), text[:count][inside]
+
+    def pairs(self) -> "Words":
+        """Texts 0 and 1 as one, 2 and 3 as one, and so on."""
+        return Words(self.hashes, self.starts[::2])
+
+    def every_second(self, first: int) -> "Words":
+        """Texts `first`, `first` + 2, …"""
+        lengths = np.diff(self.starts)
+        kept = np.arange(len(lengths)) % 2 == first
+        hashes = self.hashes[np.repeat(kept, lengths)]
+        return Words(hashes, np.concatenate([[0], np.cumsum(lengths[kept])]))
+
+
+def words_of(texts: Sequence[str]) -> Words:
+    """The words of each text."""
+    parts = [_words_of(texts[first : first + _BATCH]) for first in range(0, len(texts), _BATCH)]
+    lengths = [np.diff(part.starts) for part in parts]
+    hashes = np.concatenate([np.zeros(0, np.uint64), *(part.hashes for part in parts)])
+    return Words(hashes, np.cumsum(np.concatenate([np.zeros(1, np.int64), *lengths])))
+
+
+def _words_of(texts: Sequence[str]) -> Words:
+    joined = "\0".join(texts)
+    if not joined.isascii():
+        joined = "\0".join([text if text.isascii() else _plain(text) for text in texts])
+    data = np.frombuffer((joined.lower() + "\0").encode("utf-8", "replace"), np.uint8)
+    inside = _IN_WORD[data]
+    edges = np.flatnonzero(inside[1:] != inside[:-1]) + 1  # the last byte is in no word
+    if inside[0]:
+        edges = np.concatenate([np.zeros(1, np.int64), edges])
+    starts = np.concatenate([[0], np.searchsorted(edges[::2], np.flatnonzero(data == 0))])
+    return Words(_of_runs(data.astype(np.uint64), edges, _LETTER)[::2], starts)
+
+
+def mixed(hashes: Hashes) -> Hashes:
+    """The bits of each hash stirred (the finaliser of SplitMix64, Steele et al. 2014): its order looks like chance."""
+    hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return hashes ^ (hashes >> np.uint64(31))
+
+
+def _plain(text: str) -> str:
+    text = unicodedata.normalize("NFKC", text).casefold()
+    return _UNSPACED.sub(r" \1 ", _NO_WORD.sub(" ", text))
+
+
+def _of_runs(values: Hashes, edges: Index, base: np.uint64) -> Hashes:
+    """A hash of `values[edges[i] : edges[i + 1]]` for each i."""
+    if len(edges) < 2:
+        return np.zeros(0, np.uint64)
+    powers = _powers(int(base), len(values))
+    back = _powers(pow(int(base), -1, 2**64), len(values))
+    sums = np.zeros(len(values) + 1, np.uint64)
+    np.cumsum((values + np.uint64(1)) * powers[: len(values)], out=sums[1:])
+    at = sums[edges]
+    return mixed((at[1:] - at[:-1]) * back[edges[:-1]])
+
+
+@lru_cache(maxsize=64)
+def _power_table(base: int, size: int) -> Hashes:
+    powers = np.full(size, base, np.uint64)
+    powers[0] = 1
+    return np.cumprod(powers)
+
+
+def _powers(base: int, least: int) -> Hashes:
+    """base^0, base^1, … modulo 2^64: `least` or more, and one more."""
+    return _power_table(base, 1 << max(least + 1, 2**16).bit_length())
