@@ -21,9 +21,11 @@ def _jsonl(rows_: Iterable[Row]) -> str:
 
 def files() -> dict[str, str]:
     """Path below the assets folder -> content."""
+    test = rows("held-out", TEST_ROWS_PER_SKILL, SEED)
+    asked = {row["messages"][0]["content"] for row in test}  # of the memorised tables too: nothing is both
     made = {
-        "general/train.jsonl": _jsonl(rows("train", REPLAY_ROWS_PER_SKILL, SEED)),
-        "general/test.jsonl": _jsonl(rows("held-out", TEST_ROWS_PER_SKILL, SEED)),
+        "general/train.jsonl": _jsonl(rows("train", REPLAY_ROWS_PER_SKILL, SEED, without=asked)),
+        "general/test.jsonl": _jsonl(test),
         "tickets/ticket.schema.json": json.dumps(SCHEMA, indent=2) + "\n",
     }
     return made | {f"tickets/{split}.jsonl": _jsonl(made_) for split, made_ in ticket_rows(TICKET_COUNTS, SEED).items()}

@@ -7,7 +7,7 @@ seen in training. Memorised tables (country facts, kinds of words) have nothing 
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from random import Random
 from typing import Final, Literal, TypedDict
@@ -370,8 +370,9 @@ def draw(skill: Skill, rng: Random, split: Split) -> Item:
             return item
 
 
-def rows(split: Split, per_skill: int, seed: int) -> list[Row]:
-    """`per_skill` rows of each skill with different questions, skill after skill; the same seed gives the same rows."""
+def rows(split: Split, per_skill: int, seed: int, without: Collection[str] = ()) -> list[Row]:
+    """`per_skill` rows of each skill with different questions, none in `without`, skill after skill; the same seed
+    gives the same rows."""
     made: list[Row] = []
     for skill in SKILLS:
         rng = Random(
@@ -380,7 +381,8 @@ def rows(split: Split, per_skill: int, seed: int) -> list[Row]:
         seen: dict[str, Item] = {}
         while len(seen) < per_skill:
             item = draw(skill, rng, split)
-            seen.setdefault(item.question, item)
+            if item.question not in without:
+                seen.setdefault(item.question, item)
         prefix = f"{skill.name}-{split}"
         made += [
             Row(id=f"{prefix}-{n:04d}", skill=skill.name, messages=turn(item)) for n, item in enumerate(seen.values())
