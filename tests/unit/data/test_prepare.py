@@ -308,11 +308,12 @@ def test_faults_in_files_and_tokenizers_come_before_anything_is_written(
     good = str(write_rows("good.jsonl", numbered(3)))
     bad = str(write_rows("bad.jsonl", [row("a", "b"), row("c", "")]))
     cache = tmp_path / "cache"
+    (tmp_path / "folder").mkdir()
     for settings, message in [
         ({"train": (good, bad)}, "bad.jsonl:2: empty answer"),
         ({"train": good, "validation": bad}, "bad.jsonl:2: empty answer"),
         ({"train": good + "x"}, "no such file; did you mean 'good.jsonl'"),
-        ({"train": str(tmp_path)}, "this is a directory"),
+        ({"train": str(tmp_path / "folder")}, "directory without data files"),
     ]:
         with pytest.raises(DataError, match=message):
             prepare(make_config(**settings), tokenizer, cache)

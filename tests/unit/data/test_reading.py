@@ -341,6 +341,15 @@ def test_a_bad_row_is_kept_aside_and_the_rest_is_read(tmp_path: Path, case: str)
     assert [BadRow(**json.loads(row)) for row in (tmp_path / "q.jsonl").read_text().splitlines()] == bad
 
 
+def test_nesting_at_the_edge_of_what_python_can_recurse_is_a_bad_row_too(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    depths = range(100, 1100, 5)  # from some on they are read but cannot be written, then not even read
+    path.write_text("".join(f'{GOOD[:-1]}, "tools": [{{"a": {"[" * n + "]" * n}}}]}}\n' for n in depths))
+    bad: list[BadRow] = []
+    assert len(list(read(Reading(str(path)), skip_bad=len(depths), bad=bad))) + len(bad) == len(depths)
+    assert bad
+
+
 def test_the_row_that_is_one_too_many_stops_and_shows_the_first(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(f"{GOOD}\n3\n{GOOD}\n4\n{GOOD}\n5\n{GOOD}\n" + GOOD[:9])
