@@ -58,7 +58,10 @@ class DuplicateKeyError(ValueError):
 
 def shorten(value: Any, length: int = 60) -> str:
     """A value as it may stand in a message: JSON, cut to `length` characters."""
-    text = json.dumps(value[: 2 * length] if isinstance(value, str) else value, ensure_ascii=True, default=repr)
+    try:
+        text = json.dumps(value[: 2 * length] if isinstance(value, str) else value, ensure_ascii=True, default=repr)
+    except RecursionError:
+        return "…"
     return text if len(text) <= length else text[: length - 1] + "…"
 
 

@@ -95,7 +95,10 @@ def _row(path: Path, text: str, at: int) -> tuple[dict[str, Any] | Fault, int]:
     try:
         value, end = DECODER.raw_decode(text, at)
     except DuplicateKeyError as error:
-        _, end = json.JSONDecoder().raw_decode(text, at)
+        try:
+            _, end = json.JSONDecoder().raw_decode(text, at)
+        except (ValueError, RecursionError) as worse:
+            raise _broken(path, text, at, worse) from None
         return Fault(not_json(error), text[at:end]), end
     except (ValueError, RecursionError) as error:
         raise _broken(path, text, at, error) from None

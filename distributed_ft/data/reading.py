@@ -113,6 +113,9 @@ class Chunk:
             except DataError as error:
                 reason = str(error).removeprefix(f"{self.path}:{line}: ")
                 yield BadRow(self.path, line, reason, _raw(value))
+            except RecursionError:
+                reason = "a value is nested too deeply to be read; flatten it, or remove the row"
+                yield BadRow(self.path, line, reason, _raw(value))
 
 
 def chunks(reading: Reading, rows: int = 1000) -> Iterator[Chunk]:
@@ -325,4 +328,9 @@ def _row(path: str, line: int, value: bytes | dict[str, Any] | Fault) -> Row:
 def _raw(value: bytes | dict[str, Any] | Fault) -> str:
     if isinstance(value, bytes):
         return value.decode(errors="backslashreplace").rstrip("\r\n")
-    return value.raw if isinstance(value, Fault) else json.dumps(value, ensure_ascii=False, default=str)
+    if isinstance(value, Fault):
+        return value.raw
+    try:
+        return json.dumps(value, ensure_ascii=False, default=str)
+    except RecursionError:
+        return ""
