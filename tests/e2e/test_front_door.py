@@ -100,7 +100,7 @@ def test_the_front_door_never_imports_torch(folder: Path, arguments: list[str]) 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_explains_itself(verb: str) -> None:
-    result = dft(verb, "--help")
+    result = dft(*verb.split(), "--help")
     assert result.returncode == 0
     assert VERBS[verb].help in " ".join(result.stdout.split())
 
