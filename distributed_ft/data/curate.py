@@ -306,7 +306,7 @@ def _warnings(
         )
     if removed[_WHY[BRIDGE]]:
         warnings.append(
-            f"{removed[_WHY[BRIDGE]]:,} new rows are tied to old rows in two splits and were left out "
+            f"{removed[_WHY[BRIDGE]]:,} new rows tie old rows of two splits together and were left out "
             f"({REMOVED}); a new --out places them"
         )
     return warnings
