@@ -10,6 +10,22 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    return int(text)
+
+
+def share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value
+
+
 def nproc(parser: argparse.ArgumentParser, default: int = 1) -> None:
     parser.add_argument("--nproc", type=positive, default=default, metavar="N", help=f"local processes ({default})")
 
@@ -143,3 +159,40 @@ def logs(parser: argparse.ArgumentParser) -> None:
     run_directory(parser)
     parser.add_argument("-f", "--follow", action="store_true", help="and what is added, until Ctrl-C")
     parser.add_argument("--rank", type=int, metavar="R", help="of this rank (what the job says)")
+
+
+def data_prepare(parser: argparse.ArgumentParser) -> None:
+    from typing import get_args
+
+    from distributed_ft.config.schema import DataFormat
+
+    parser.add_argument("raw", nargs="+", metavar="RAW", help="data files, folders of shards, or hub ids")
+    parser.add_argument("--out", required=True, metavar="DIR", help="a new folder, or that of an earlier run")
+    parser.add_argument("--format", choices=get_args(DataFormat), default="auto", help="what a row looks like (auto)")
+    parser.add_argument("--columns", default="", metavar="A=B,…", help="for example prompt=question,completion=answer")
+    parser.add_argument("--group-by", metavar="COLUMN", help="a user or conversation: its rows stay in one split")
+    parser.add_argument("--stratify", metavar="COLUMN", help="whose shares are reported (the category of the row)")
+    parser.add_argument("--keep", default="", metavar="A,B", help="further columns to keep in the rows")
+    parser.add_argument("--split", default="80/10/10", metavar="T/V/T", help="train/validation/test (80/10/10)")
+    parser.add_argument("--min-answer", type=positive, default=1, metavar="N", help="characters of an answer (1)")
+    parser.add_argument(
+        "--near",
+        type=share,
+        default=0.8,
+        metavar="S",
+        help="similarity of near-duplicates, 0 to 1; 0: not looked at (0.8)",
+    )
+    parser.add_argument("--drop-near", action="store_true", help="keep one of near-duplicates, not all in one split")
+    parser.add_argument("--skip-bad", type=natural, default=0, metavar="N", help="rows that may be unreadable (0)")
+
+
+def data_audit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", nargs="+", metavar="RUN|FILE", help="a run.yaml, or data files")
+    parser.add_argument("--json", action="store_true", help="for programs: data/report.json")
+
+
+def data_preview(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example data.supervise=last")
+    parser.add_argument("-n", dest="count", type=positive, default=3, metavar="N", help="rows (3)")
+    parser.add_argument("--row", type=positive, metavar="N", help="this row only, counted from 1")

@@ -81,29 +81,35 @@ def _mute_stdout() -> None:
 def _dispatch(argv: list[str]) -> int:
     name, rest = (argv[0], argv[1:]) if argv else ("--help", [])
     if name in ("-h", "--help", "help"):
-        print(_overview())
+        print(_overview(VERBS))
         return EXIT_DONE
     if name in ("-V", "--version"):
         from importlib.metadata import version
 
         print(f"dft {version('distributed_ft')}")
         return EXIT_DONE
+    family = {verb: VERBS[verb] for verb in VERBS if verb.startswith(f"{name} ")}
+    if family and (not rest or rest[0] in ("-h", "--help")):
+        print(_overview(family))
+        return EXIT_DONE
+    if family:
+        name, rest = f"{name} {rest[0]}", rest[1:]
     verb = VERBS.get(name)
     if verb is None:
-        close = difflib.get_close_matches(name, VERBS, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}?" if close else f"verbs: {', '.join(VERBS)}"
+        close = difflib.get_close_matches(name, family or VERBS, n=1, cutoff=0.5 if not family else 0.7)
+        hint = f"did you mean {close[0]!r}?" if close else f"verbs: {', '.join(family or VERBS)}"
         raise ConfigError(f"{name!r} is not a command; {hint}")
     parser = argparse.ArgumentParser(prog=f"dft {name}", description=verb.help, allow_abbrev=False)
     verb.arguments(parser)
     return verb.run(parser.parse_intermixed_args(rest))
 
 
-def _overview() -> str:
-    width = max(map(len, VERBS))
-    lines = [f"  {name:<{width}}  {verb.help}" for name, verb in VERBS.items()]
+def _overview(verbs: dict[str, Verb]) -> str:
+    width = max(map(len, verbs))
+    lines = [f"  {name:<{width}}  {verb.help}" for name, verb in verbs.items()]
     return "\n".join(
         [
-            "usage: dft VERB …",
+            f"usage: dft {'VERB' if verbs is VERBS else next(iter(verbs))} …",
             "",
             "Fine-tune a language model from one run.yaml, on one process or many, and know which checkpoint to ship.",
             "",
@@ -269,6 +275,12 @@ def chat(args: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def data_prepare(args: argparse.Namespace) -> int:
+    from launcher.data import prepare
+
+    return prepare(args)
+
+
 def submit(args: argparse.Namespace) -> int:
     from launcher import cluster
     from launcher.submit import submit as run_submit
@@ -345,6 +357,7 @@ VERBS = {
     "schema": Verb(schema, arguments.schema, "JSON Schema of run.yaml, for editors"),
     "smoke": Verb(smoke, arguments.run_yaml, "try a run.yaml on a little of its data: steps, save, resume, evaluation"),
     "matrix": Verb(matrix, arguments.matrix, "say which methods, strategies, dtypes and devices work together"),
+    "data prepare": Verb(data_prepare, arguments.data_prepare, "clean raw data, split it by group, write a data card"),
     "train": Verb(train, arguments.train, "train a run.yaml, or continue a run"),
     "verify-resume": Verb(
         verify_resume,

@@ -100,7 +100,7 @@ def test_the_front_door_never_imports_torch(folder: Path, arguments: list[str]) 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_explains_itself(verb: str) -> None:
-    result = dft(verb, "--help")
+    result = dft(*verb.split(), "--help")
     assert result.returncode == 0
     assert VERBS[verb].help in " ".join(result.stdout.split())
 
@@ -226,8 +226,8 @@ def test_the_matrix_is_printed_for_people_and_for_programs() -> None:
 REFUSED = {
     "chekc run.yaml": "dft: error: 'chekc' is not a command; did you mean 'check'?\n",
     "xyz": (
-        "dft: error: 'xyz' is not a command; verbs: demo, check, schema, smoke, matrix, train, verify-resume, sweep, "
-        "compare, eval, submit, status, logs, cancel, report, chat\n"
+        "dft: error: 'xyz' is not a command; verbs: demo, check, schema, smoke, matrix, data prepare, train, verify-resume, "
+        "sweep, compare, eval, submit, status, logs, cancel, report, chat\n"
     ),
     "train gone.yaml": "dft: error: gone.yaml: no such file\n",
     "train base": (

@@ -1,0 +1,106 @@
+"""`dft data prepare`: what the command line says, how far it is, and what came out of it."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from distributed_ft.errors import EXIT_DONE, ConfigError
+
+_QUIET = 1.0  # seconds without a word
+_REFRESH = 0.2  # seconds between words on a terminal
+_REFRESH_IN_LOG = 10.0  # seconds between lines in a file
+
+
+def prepare(args: argparse.Namespace) -> int:
+    """Clean and split raw files into a folder to train from. Raises DataError, ConfigError."""
+    shares = _shares(args.split)
+    keep = [name for name in (args.group_by, args.stratify, *args.keep.split(",")) if name]
+    columns = _columns(args.columns)
+    from distributed_ft.data.curate import Wanted, curate
+    from distributed_ft.data.reading import Reading
+
+    wanted = Wanted(
+        tuple(Reading(path, args.format, columns, keep=tuple(dict.fromkeys(keep))) for path in args.raw),
+        Path(args.out).absolute(),
+        shares,
+        group_by=args.group_by,
+        stratify=args.stratify,
+        min_answer=args.min_answer,
+        near=args.near,
+        drop_near=args.drop_near,
+        skip_bad=args.skip_bad,
+    )
+    progress = Progress()
+    try:
+        manifest = curate(wanted, progress.tell)
+    finally:
+        progress.end()
+    print(summary(manifest, args.out))
+    return EXIT_DONE
+
+
+def summary(manifest: dict[str, Any], out: str) -> str:
+    """What was made, for the terminal."""
+    rows, groups = manifest["rows"], manifest["groups"]
+    removed = ", ".join(f"{count:,} {reason}" for reason, count in rows["removed"].items()) or "nothing"
+    splits = ", ".join(f"{name} {s['rows']:,} ({s['share']:.1%})" for name, s in manifest["splits"].items())
+    cleaned = sum(change["changes"] for change in manifest["cleaned"].values())
+    lines = [
+        *(f"read     {entry['path']}: {entry['rows']:,} rows; {entry['what']}" for entry in manifest["inputs"]),
+        f"removed  {removed}",
+        f"cleaned  {cleaned:,} places in the white space",
+        f"groups   {groups['count']:,}, the largest of {groups['largest']:,} rows; "
+        f"{groups['near_duplicate_rows']:,} near-duplicates in {groups['near_duplicate_groups']:,} of them",
+        f"splits   {splits}",
+        *(f"warning  {warning}" for warning in manifest["warnings"]),
+        f"\n{out}: README.md is its data card; run the command again with more rows, and no old one moves",
+    ]
+    return "\n".join(lines)
+
+
+class Progress:
+    """How far something is, on stderr: nothing in its first second, one changing line on a terminal, few in a log."""
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + _QUIET
+        self._terminal = sys.stderr.isatty()
+        self._open = False
+
+    def tell(self, what: str, done: int) -> None:
+        """`what` is being done, `done` rows of it are."""
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + (_REFRESH if self._terminal else _REFRESH_IN_LOG)
+        begin, end = ("\r\x1b[K", "") if self._terminal else ("", "\n")
+        print(f"{begin}{what}: {done:,} rows", end=end, file=sys.stderr, flush=True)
+        self._open = self._terminal
+
+    def end(self) -> None:
+        """Clear the changing line."""
+        if self._open:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _shares(text: str) -> tuple[float, float, float]:
+    try:
+        parts = [float(part) for part in text.split("/")]
+    except ValueError:
+        parts = []
+    if len(parts) not in (2, 3) or any(not 0 <= part <= 100 for part in parts) or abs(sum(parts) - 100) > 0.01:
+        raise ConfigError(
+            f"--split {text}: not percentages of train, validation and test that make 100; write for example 80/10/10"
+        )
+    if parts[0] == 0:
+        raise ConfigError(f"--split {text}: leaves nothing to train on; write for example 80/10/10")
+    train, validation, test = (*parts, 0.0)[:3]
+    return train / 100, validation / 100, test / 100
+
+
+def _columns(text: str) -> dict[Any, str]:
+    pairs = [pair.partition("=") for pair in text.split(",") if pair]
+    for name, equals, column in pairs:
+        if not (name and equals and column):
+            raise ConfigError(f"--columns {text}: not names of columns; write prompt=question,completion=answer")
+    return {name.strip(): column.strip() for name, _, column in pairs}
