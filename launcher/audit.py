@@ -25,18 +25,17 @@ def audit_run(loaded: "LoadedRun", as_json: bool) -> int:
     return _tell(preflight.audited(config, data).report, as_json)
 
 
-def audit_files(paths: Sequence[Path], as_json: bool) -> int:
+def audit_files(paths: Sequence[str], as_json: bool) -> int:
     """Audit data files as they are: nothing is tokenised, and there is nothing that they are held against."""
     from dataclasses import asdict
 
-    from distributed_ft.data.audit.run import AuditSettings, File, audit
-
     from distributed_ft.config.schema import AuditConfig
     from distributed_ft.data.audit.of_run import rows_of
+    from distributed_ft.data.audit.run import AuditSettings, File, audit
     from distributed_ft.data.reading import Reading
     from distributed_ft.data.report import with_audit
 
-    readings = [Reading(str(path)) for path in paths]
+    readings = [Reading(path) for path in paths]
     found = audit([File(r.path, rows_of(r, False)) for r in readings], [], AuditSettings.of(AuditConfig(), Path()))
     told = {"findings": [asdict(f) for f in found.findings], "statistics": found.statistics}
     return _tell(with_audit({"schema": 1, "findings": []}, told, ()), as_json)

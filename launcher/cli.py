@@ -275,6 +275,26 @@ def chat(args: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def data_audit(args: argparse.Namespace) -> int:
+    from launcher import audit
+
+    files = [text for text in args.data if not (re.fullmatch(r"[a-z_.]+=.*", text) and not Path(text).exists())]
+    overrides = [text for text in args.data if text not in files]
+    if not audit.is_run([Path(text) for text in files]):
+        if overrides:
+            raise ConfigError(f"{overrides[0]}: data files have no settings; give a run.yaml")
+        return audit.audit_files(files, args.json)
+    from distributed_ft.config.load import load
+
+    return audit.audit_run(load(Path(files[0]), overrides), args.json)
+
+
+def data_preview(args: argparse.Namespace) -> int:
+    from launcher.preview import preview
+
+    return preview(_load(args), args.count, args.row)
+
+
 def data_prepare(args: argparse.Namespace) -> int:
     from launcher.data import prepare
 
@@ -357,6 +377,8 @@ VERBS = {
     "schema": Verb(schema, arguments.schema, "JSON Schema of run.yaml, for editors"),
     "smoke": Verb(smoke, arguments.run_yaml, "try a run.yaml on a little of its data: steps, save, resume, evaluation"),
     "matrix": Verb(matrix, arguments.matrix, "say which methods, strategies, dtypes and devices work together"),
+    "data audit": Verb(data_audit, arguments.data_audit, "say what is wrong with a run's data, or with data files"),
+    "data preview": Verb(data_preview, arguments.data_preview, "rows as the model sees them, what is learned marked"),
     "data prepare": Verb(data_prepare, arguments.data_prepare, "clean raw data, split it by group, write a data card"),
     "train": Verb(train, arguments.train, "train a run.yaml, or continue a run"),
     "verify-resume": Verb(

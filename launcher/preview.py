@@ -74,20 +74,20 @@ def preview(loaded: LoadedRun, count: int, row: int | None = None, color: bool |
 
 
 def _rows(config: RunConfig, count: int, row: int | None) -> "Iterator[Example]":
-    from distributed_ft.data.sources import read_examples
+    from distributed_ft.data.prepare import reading_of, sources_of
+    from distributed_ft.data.reading import read
 
-    train = config.data.train
-    paths = [s if isinstance(s, str) else s.path for s in ((train,) if isinstance(train, str) else train)]
     found = False
-    for path in paths:
-        examples: Iterable[Example] = read_examples(path)
+    for source in sources_of(config.data):
+        examples: Iterable[Example] = read(reading_of(source), config.data.skip_bad, [])
         if row is not None:
             examples = (example for example in examples if example.line == row)
         for example in islice(examples, count if row is None else 1):
             found = True
             yield example
     if not found:
-        raise ConfigError(f"--row {row}: no row begins at this line of {', '.join(paths)}; lines are counted from 1")
+        paths = ", ".join(source.path for source in sources_of(config.data))
+        raise ConfigError(f"--row {row}: no row begins at this line of {paths}; lines are counted from 1")
 
 
 # --- what is said about it -----------------------------------------------------------------------------------------

@@ -43,6 +43,7 @@ from distributed_ft.data.store import (
     write_store,
 )
 from distributed_ft.data.tables import hub_revision
+from distributed_ft.data.template_check import faults, prove
 from distributed_ft.errors import DataError
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def prepare(config: RunConfig, tokenizer: "Tokenizer", cache: Path) -> PreparedD
     assert weights is None or len(weights) == len(sources), "the schema lets all sources have a weight, or none"
     fractions = tuple(source.fraction for source in sources)
     prepared = open_entry(directory, weights, fractions if any(fractions) else None, None)
-    return replace(prepared, report=with_mixture(prepared.report, Order.of(config, prepared)))
+    proof = prove(tokenizer, tools=any(source["with_tools"] for source in prepared.report["sources"]))
+    return replace(prepared, report=with_mixture(prepared.report, Order.of(config, prepared), proof))
 
 
 def sources_of(data: DataConfig) -> list[Source]:
@@ -294,10 +296,9 @@ class _Tokenising:
             counts.supervised_tokens += learned
             if not learned:
                 counts.without_supervised.append(example.line)
-            if not rendered.ends:
-                counts.without_end.append(example.line)
-            if rendered.foreign_specials:
-                counts.with_specials.append(example.line)
+            counts.with_tools += bool(example.tools)
+            for fault in faults(example, rendered):
+                counts.faults.setdefault(fault, []).append(example.line)
 
 
 @dataclass

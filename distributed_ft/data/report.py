@@ -7,6 +7,7 @@ from typing import Any
 
 from distributed_ft.data.findings import Finding, is_waived
 from distributed_ft.data.order import Order
+from distributed_ft.data.template_check import told
 from distributed_ft.records import SCHEMA
 
 _MOST_ROWS = 100_000  # lines listed in a finding; `count` says how many there are
@@ -26,17 +27,20 @@ class RowCounts:
     split: list[int] = field(default_factory=list)
     dropped: list[int] = field(default_factory=list)
     without_supervised: list[int] = field(default_factory=list)
-    without_end: list[int] = field(default_factory=list)
-    with_specials: list[int] = field(default_factory=list)
+    with_tools: int = 0
+    faults: dict[str, list[int]] = field(default_factory=dict)  # of the chat template: id of a finding -> lines
 
     def add(self, other: "RowCounts") -> None:
         """Count the rows of another part of the file as well."""
-        for name in (f.name for f in fields(self) if f.name != "path"):
+        for name in (f.name for f in fields(self) if f.name not in ("path", "faults")):
             setattr(self, name, getattr(self, name) + getattr(other, name))
+        for fault, lines in other.faults.items():
+            self.faults.setdefault(fault, []).extend(lines)
 
     def summary(self) -> dict[str, Any]:
         """The numbers, for one entry of `sources`."""
-        return {name: len(value) if isinstance(value, list) else value for name, value in vars(self).items()}
+        counts = {name: value for name, value in vars(self).items() if name != "faults"}
+        return {name: len(value) if isinstance(value, list) else value for name, value in counts.items()}
 
 
 def base_report(
@@ -58,8 +62,8 @@ def base_report(
     }
 
 
-def with_mixture(report: dict[str, Any], order: Order) -> dict[str, Any]:
-    """The report with what the first epoch draws and how full its sequences are."""
+def with_mixture(report: dict[str, Any], order: Order, proof: Sequence[Finding]) -> dict[str, Any]:
+    """The report with what the first epoch draws, how full its sequences are, and what is wrong with the template."""
     total, weights, fractions = sum(order.counts), order.prepared.weights, order.prepared.fractions
     sources = [
         {
@@ -74,7 +78,7 @@ def with_mixture(report: dict[str, Any], order: Order) -> dict[str, Any]:
     sequences = order.num_packs(0)
     return {
         **report,
-        "findings": report["findings"] + [asdict(finding) for finding in _mixture_findings(sources, order)],
+        "findings": report["findings"] + [asdict(finding) for finding in (*proof, *_mixture_findings(sources, order))],
         "sources": sources,
         "rows_per_epoch": total,
         "sequences_per_epoch": sequences,
@@ -140,21 +144,7 @@ def _findings(part: RowCounts, seq_len: int) -> list[Finding]:
             "nothing of the answer is within data.seq_len, so these rows train nothing; shorten their questions, "
             "raise data.seq_len, or set data.over_long: drop",
         ),
-        (
-            "template.stop_token",
-            part.without_end,
-            "the chat template closes these answers with no special token, so the model does not learn where to "
-            "stop; correct the tokenizer's chat_template",
-        ),
-        (
-            "template.special_tokens",
-            part.with_specials,
-            "the text contains special tokens of the tokenizer, which the model takes for the end of a turn or "
-            "the like; remove them if they are no part of the task",
-        ),
     ]
-    return [
-        Finding(name, "warning", len(lines), lines[:_MOST_ROWS], text, part.path)
-        for name, lines, text in cases
-        if lines
-    ]
+    found = [(name, lines, text) for name, lines, text in cases if lines]
+    cut = [Finding(name, "warning", len(lines), lines[:_MOST_ROWS], text, part.path) for name, lines, text in found]
+    return cut + told(part.faults, part.rows_in, part.path)

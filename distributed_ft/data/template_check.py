@@ -5,8 +5,7 @@ tokens that generation stops at yields a model that never stops. Both are found 
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,52 +38,25 @@ _TOOL = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class RowFacts:
-    """What the findings are told by, of one rendered row."""
-
-    line: int  # counted from 1
-    tokens: int
-    supervised: int  # of the tokens
-    ends: bool
-    foreign_specials: bool
-    is_text: bool  # a row of plain text, all of which is learned
-
-    @staticmethod
-    def of(example: Example, rendered: Rendered) -> "RowFacts":
-        """Of a row and what became of it."""
-        return RowFacts(
-            example.line,
-            len(rendered.ids),
-            sum(rendered.supervised),
-            rendered.ends,
-            rendered.foreign_specials,
-            example.messages[0].role == TEXT,
-        )
+def faults(example: Example, rendered: Rendered) -> Iterator[str]:
+    """Ids of what is wrong with a row as it was rendered."""
+    learned = sum(rendered.supervised)
+    if not learned:
+        yield "template.mask_empty"
+    elif learned == len(rendered.ids) and example.messages[0].role != TEXT:
+        yield "template.mask_full"
+    if not rendered.ends:
+        yield "template.stop_token"
+    if rendered.foreign_specials:
+        yield "template.special_tokens"
 
 
-def check_rows(rows: Iterable[RowFacts], path: str) -> list[Finding]:
-    """Findings on the rendered rows of one file, by id."""
-    total, found = 0, dict[str, list[int]]()
-    for row in rows:
-        total += 1
-        for name in _faults(row):
-            found.setdefault(name, []).append(row.line)
+def told(found: Mapping[str, Sequence[int]], total: int, path: str) -> list[Finding]:
+    """The findings on a file of `total` rows whose `faults` were `found`: id -> lines."""
     return [
         Finding(name, _severity(name), len(lines), lines, f"{len(lines)} of {total} rows: {_SAID[name]}", path)
         for name, lines in sorted(found.items())
     ]
-
-
-def _faults(row: RowFacts) -> Iterator[str]:
-    if not row.supervised:
-        yield "template.mask_empty"
-    elif row.supervised == row.tokens and not row.is_text:
-        yield "template.mask_full"
-    if not row.ends:
-        yield "template.stop_token"
-    if row.foreign_specials:
-        yield "template.special_tokens"
 
 
 def _severity(name: str) -> Any:

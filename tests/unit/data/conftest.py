@@ -42,7 +42,8 @@ def make_tokenizer(template: str | None) -> PreTrainedTokenizerFast:
         vocab_size=420, special_tokens=_SPECIALS, initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(_CORPUS, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
+    ends = {CHATML: "<|im_end|>", LLAMA3: "<|eot_id|>"}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=ends.get(template or "", "</s>"))
     fast.chat_template = template
     return fast
 

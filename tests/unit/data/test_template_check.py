@@ -5,10 +5,10 @@ import json
 import pytest
 from support.chat_tokenizers import STYLES, TEMPLATES, tokenizer, with_template
 
-from distributed_ft.data.chat import render_all
+from distributed_ft.data.chat import Rendered, render_all
 from distributed_ft.data.examples import TEXT, Example, Message
-from distributed_ft.data.findings import stopping
-from distributed_ft.data.template_check import RowFacts, check_rows, prove, stop_tokens
+
+from distributed_ft.data.template_check import faults, prove, stop_tokens, told
 
 CHATML = (TEMPLATES / "chatml.jinja").read_text(encoding="utf-8").strip()
 PROMPT = "{{ '<|im_start|>assistant\\n' }}"
@@ -52,7 +52,7 @@ def test_each_broken_template_has_its_finding(template, finding, says):
     findings = prove(with_template(STYLES["chatml"], template))
     assert names(findings) == [finding]
     assert says in findings[0].message
-    assert stopping(findings) == findings
+    assert [f for f in findings if f.severity == "error"] == findings
 
 
 def test_an_end_of_turn_that_the_base_names_for_generation_is_no_finding(tmp_path):
@@ -84,11 +84,14 @@ def test_the_findings_of_rows_name_their_lines():
         (Message(TEXT, "hello"),),
     ]
     examples = [Example(str(i), row, i + 1, "train.jsonl", None, "") for i, row in enumerate(rows)]
-    facts = [RowFacts.of(e, r) for e, r in zip(examples, render_all(tokenizer("chatml"), examples), strict=True)]
-    empty, specials = check_rows(facts, "train.jsonl")
+    found: dict[str, list[int]] = {}
+    for example, rendered in zip(examples, render_all(tokenizer("chatml"), examples), strict=True):
+        for fault in faults(example, rendered):
+            found.setdefault(fault, []).append(example.line)
+    empty, specials = told(found, len(rows), "train.jsonl")
     assert (empty.id, empty.severity, empty.count, empty.rows) == ("template.mask_empty", "error", 2, [2, 4])
     assert (specials.id, specials.severity, specials.rows) == ("template.special_tokens", "warning", [3])
     assert empty.path == "train.jsonl"
     assert empty.message.startswith("2 of 5 rows: nothing of these rows is learned")
-    full, stop = check_rows([RowFacts(7, 9, 9, False, False, is_text=False)], "x")
-    assert (full.id, stop.id, full.rows) == ("template.mask_full", "template.stop_token", [7])
+    learned = Rendered([1] * 9, [True] * 9, ends=False)
+    assert list(faults(examples[0], learned)) == ["template.mask_full", "template.stop_token"]
