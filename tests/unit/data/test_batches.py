@@ -3,10 +3,11 @@
 from collections import Counter
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
-from distributed_ft.data.batches import micro_batch, micro_batches, validation_batches
+from distributed_ft.data.batches import cost, deal, micro_batch, micro_batches, validation_batches
 from distributed_ft.data.order import Order
 
 LENGTHS = [[5, 9, 3, 14, 2, 7, 16, 1, 8, 11, 4] * 3]
@@ -109,3 +110,38 @@ def test_moving_a_batch_keeps_its_content(order):
     moved = batch.to("cpu")
     assert torch.equal(moved.input_ids, batch.input_ids)
     assert moved.max_seqlen == batch.max_seqlen
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4, 8])
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 4])
+def test_ranks_that_wait_for_one_another_have_equally_much_to_do(world_size, micro_batch_size):
+    rng = np.random.default_rng(world_size * 10 + micro_batch_size)
+    costs = [cost(int(n)) for n in np.clip(rng.lognormal(5, 1, size=128), 1, 2048)]
+    dealt = deal(costs, world_size, micro_batch_size)
+    assert sorted(i for hands in dealt for hand in hands for i in hand) == list(range(128)), "each pack once"
+    assert all(len(hand) <= micro_batch_size for hands in dealt for hand in hands)
+
+    def waited(hands_of_steps):
+        """What the step takes (the slowest rank of each micro-batch) over what it would take if all were equal."""
+        steps = [[sum(costs[i] for i in hand) for hand in hands] for hands in hands_of_steps]
+        return sum(max(loads) for loads in steps) * world_size / sum(costs)
+
+    per_rank = 128 // world_size
+    in_order = [
+        [
+            range(rank * per_rank + k, min(rank * per_rank + k + micro_batch_size, (rank + 1) * per_rank))
+            for rank in range(world_size)
+        ]
+        for k in range(0, per_rank, micro_batch_size)
+    ]
+    assert waited(dealt) - 1 < 0.5 * (waited(in_order) - 1)
+
+
+def test_one_rank_keeps_the_order():
+    assert deal([5.0, 1.0, 3.0, 2.0, 4.0], 1, 2) == [[[0, 1]], [[2, 3]], [[4]]]
+
+
+def test_a_long_document_costs_more_than_its_tokens():
+    assert cost(0) == 0
+    assert cost(49_152) == 2 * 49_152
+    assert cost(200) < 2 * cost(100) * 1.01

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -142,3 +143,25 @@ def test_steps_add_up_when_epochs_of_a_mixture_differ_in_length(make_prepared):
     assert order.total_steps == sum(per_epoch)
     assert order.epoch(sum(per_epoch[:4])) == 4.0
     assert len(rows_of_epoch(order, 5)) == sum(order.counts)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "fractions", "expected"),
+    [
+        ((80, 1000), (None, 0.2), [80, 20]),
+        ((85, 3), (None, 0.15), [85, 15]),  # of the small file each row five times
+        ((50, 30, 1000, 1000), (None, None, 0.1, 0.1), [50, 30, 10, 10]),
+        ((1, 10), (None, 0.1), [1, 1]),  # never nothing
+    ],
+)
+def test_a_fraction_is_of_the_whole_epoch_in_which_the_other_files_are_seen_once(sizes, fractions, expected):
+    assert epoch_counts(sizes, None, fractions) == expected
+
+
+def test_a_small_file_with_a_fraction_is_seen_evenly_and_a_large_one_in_turn(make_prepared):
+    prepared = replace(make_prepared([[5] * 40, [3] * 4, [4] * 100]), fractions=(None, 0.1, 0.1))
+    order = Order(prepared, seed=0, seq_len=16, packing=True, global_batch_size=2, epochs=20)
+    assert order.counts == [40, 5, 5]
+    seen = Counter(name for step in range(order.total_steps) for name in order.sample_ids(step))
+    by_source = [{seen[f"s{s}r{r}"] for r in range(n)} for s, n in enumerate((40, 4, 100))]
+    assert by_source == [{20}, {25}, {1}]

@@ -7,15 +7,17 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pyarrow
 import pytest
 
 from distributed_ft.config.schema import Source
+from distributed_ft.data import pool
 from distributed_ft.data import prepare as module
 from distributed_ft.data.chat import render
 from distributed_ft.data.order import Order
 from distributed_ft.data.prepare import open_prepared, prepare
 from distributed_ft.data.reading import read_examples
-from distributed_ft.data.store import entry_problem
+from distributed_ft.data.store import Rows, entry_problem, write_store
 from distributed_ft.errors import ConfigError, DataError
 
 
@@ -219,6 +221,15 @@ def test_long_rows_are_cut_dropped_or_refused_as_asked_and_counted(tokenizer, ma
         ("answer.truncated.dropped", "warning", 2)
     ]
 
+    split = prepare(make_config(train=path, seq_len=50, over_long="split"), tokenizer, tmp_path / "c")
+    whole = [render(tokenizer, example.messages) for example in read_examples(path)]
+    pieces = [(i, split.train[0].example(i)) for i in range(len(split.train[0]))]
+    assert all_ids(split.train[0])[:3] == ["long:1", "long:2#1", "long:2#2"]
+    assert [t for _, (tokens, _) in pieces for t in tokens.tolist()] == [t for row in whole for t in row.ids]
+    assert [m for _, (_, mask) in pieces for m in mask.tolist()] == [m for row in whole for m in row.supervised]
+    assert max(split.train[0].lengths) == 50
+    assert [f["id"] for f in split.report["findings"]] == ["answer.truncated.split"]
+
     with pytest.raises(DataError, match=r"long.jsonl:2: the row has 2\d\d tokens, more than data.seq_len \(50\)"):
         prepare(make_config(train=path, seq_len=50, over_long="error"), tokenizer, tmp_path / "c")
 
@@ -331,3 +342,59 @@ def test_a_full_disk_is_one_message_and_no_half_made_entry(train, tokenizer, mak
     with pytest.raises(DataError, match=r"cannot be written here \(No space left on device\); free some space"):
         prepare(make_config(train=train, seq_len=64), tokenizer, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_cores_change_nothing(tokenizer, make_config, write_rows, tmp_path, monkeypatch):
+    path = str(write_rows("many.jsonl", numbered(5000)))
+    alone = prepare(make_config(train=path, seq_len=64, validation=0.1), tokenizer, tmp_path / "alone")
+    monkeypatch.setattr(pool, "_ALONE", 0.0)
+    monkeypatch.setattr(pool, "num_cores", lambda: 3)
+    together = prepare(make_config(train=path, seq_len=64, validation=0.1), tokenizer, tmp_path / "together")
+    assert together.digest == alone.digest
+    assert together.report == alone.report
+
+
+def test_the_digest_is_of_the_rows_and_not_of_how_they_were_batched(tmp_path):
+    rows = [(f"r{i}", list(range(i % 7 + 1)), [i % 2 == 0] * (i % 7 + 1)) for i in range(20)]
+    digests = {
+        write_store(tmp_path / f"{size}.arrow", [Rows.of(rows[i : i + size]) for i in range(0, 20, size)])
+        for size in (1, 3, 20)
+    }
+    assert len(digests) == 1
+    changed = [*rows[:-1], (rows[-1][0], rows[-1][1], [not m for m in rows[-1][2]])]
+    assert write_store(tmp_path / "changed.arrow", [Rows.of(changed)]) not in digests
+
+
+def test_any_arrow_reader_opens_a_store(train, tokenizer, make_config, tmp_path):
+    prepared = prepare(make_config(train=train, seq_len=64), tokenizer, tmp_path / "cache")
+    table = pyarrow.ipc.open_file(str(prepared.train[0].path)).read_all().to_pylist()
+    assert [row["id"] for row in table] == all_ids(prepared.train[0])
+    assert table[3]["tokens"] == prepared.train[0].example(3)[0].tolist()
+
+
+def test_rows_that_repeat_an_id_get_another(tokenizer, make_config, write_rows, tmp_path):
+    path = str(write_rows("ids.jsonl", [row("a?", "b", id="x"), row("c?", "d", id="x"), row("e?", "f", id="y")]))
+    prepared = prepare(make_config(train=path, seq_len=64), tokenizer, tmp_path)
+    assert all_ids(prepared.train[0]) == ["x", "x@2", "y"]
+
+
+def test_rows_that_cannot_be_read_are_counted_and_kept_aside(tokenizer, make_config, tmp_path):
+    path = tmp_path / "torn.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in numbered(5)) + '{"prompt": "half', "utf-8")
+    with pytest.raises(DataError, match=r"torn.jsonl:6: "):
+        prepare(make_config(train=str(path), seq_len=64), tokenizer, tmp_path / "cache")
+    prepared = prepare(make_config(train=str(path), seq_len=64, skip_bad=1), tokenizer, tmp_path / "cache")
+    assert (prepared.report["rows_in"], prepared.report["rows_bad"], len(prepared.train[0])) == (5, 1, 5)
+    prepared.write(tmp_path / "data")
+    (kept,) = map(json.loads, (tmp_path / "data" / "quarantine.jsonl").read_text().splitlines())
+    assert (kept["path"], kept["line"], kept["raw"]) == (str(path), 6, '{"prompt": "half')
+
+
+def test_only_the_last_answer_is_learned_where_asked(tokenizer, make_config, write_rows, tmp_path):
+    turns = [{"role": r, "content": c} for r, c in zip(("user", "assistant") * 2, ("a?", "b", "c?", "d"), strict=True)]
+    path = str(write_rows("turns.jsonl", [{"messages": turns}]))
+    both = prepare(make_config(train=path, seq_len=64), tokenizer, tmp_path)
+    last = prepare(make_config(train=path, seq_len=64, supervise="last"), tokenizer, tmp_path)
+    (ids, all_mask), (same, last_mask) = both.train[0].example(0), last.train[0].example(0)
+    assert ids.tolist() == same.tolist()
+    assert 0 < last_mask.sum() == all_mask.sum() / 2
