@@ -226,8 +226,8 @@ def test_the_matrix_is_printed_for_people_and_for_programs() -> None:
 REFUSED = {
     "chekc run.yaml": "dft: error: 'chekc' is not a command; did you mean 'check'?\n",
     "xyz": (
-        "dft: error: 'xyz' is not a command; verbs: demo, check, schema, smoke, matrix, data prepare, train, verify-resume, "
-        "sweep, compare, eval, submit, status, logs, cancel, report, chat\n"
+        "dft: error: 'xyz' is not a command; verbs: demo, check, schema, smoke, matrix, data prepare, train, "
+        "verify-resume, sweep, compare, eval, submit, status, logs, cancel, report, chat\n"
     ),
     "train gone.yaml": "dft: error: gone.yaml: no such file\n",
     "train base": (
