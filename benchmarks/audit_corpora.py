@@ -37,33 +37,42 @@ class Row:
 
 Corpus = Callable[[random.Random], Row]
 
-NAMES = """Amara Bruno Celia Dmitri Elif Farid Greta Hiro Imani Jonas Kavya Lena Mateo Nadia Oskar Priya Quentin Rosa
-Sven Tamara Ulla Viktor Wanda Xenia Yusuf Zoë Anaïs Björn Chloé Márton""".split()
-SURNAMES = """Abara Becker Castillo Dvořák Eriksen Fontaine Grimaldi Haddad Ito Jansen Kowalski Lindqvist Moreau Novak
-Okafor Petrov Quist Rossi Sandoval Tanaka Ueda Vargas Whitfield Xu Yilmaz Zeller""".split()
-CITIES = """Aldermoor Brackwell Corvina Dunmere Eastholm Ferrow Galstead Harwick Islay Junction Kestrel Lorne Marrow
-Northgate Oakhurst Pellworm Quarry Ravensby Saltburn Thornbury Ulverton Vasterby Westmark Yarrow""".split()
-THINGS = """kettle lamp bicycle backpack keyboard blender tent drill mattress camera speaker jacket printer stroller
-telescope chair heater notebook guitar vacuum monitor toaster scooter router helmet""".split()
-PARTS = """handle battery lid cable strap hinge screen button zip motor filter lens cushion wheel switch cover seam
-sensor charger stand""".split()
-GOOD = """sturdy quiet bright comfortable quick reliable light elegant generous precise cheerful practical""".split()
-BAD = """flimsy loud dim awkward slow unreliable heavy ugly stingy vague crooked impractical""".split()
-NOUNS = """harbour orchard museum railway council festival bridge library valley mill quarry lighthouse market theatre
-reservoir monastery glacier factory observatory garden""".split()
-VERBS = """rebuilt closed painted expanded restored moved renamed inspected flooded measured sold repaired opened
-described photographed insured drained fenced mapped visited""".split()
-REASONS = """after a long winter|because the old one had cracked|to save money for the school|when the last owner retired
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+def _phrases(text: str) -> list[str]:
+    return text.replace("\n", "").split("|")
+
+
+NAMES = _words("""Amara Bruno Celia Dmitri Elif Farid Greta Hiro Imani Jonas Kavya Lena Mateo Nadia Oskar Priya Quentin Rosa
+Sven Tamara Ulla Viktor Wanda Xenia Yusuf Zoë Anaïs Björn Chloé Márton""")
+SURNAMES = _words("""Abara Becker Castillo Dvořák Eriksen Fontaine Grimaldi Haddad Ito Jansen Kowalski Lindqvist Moreau Novak
+Okafor Petrov Quist Rossi Sandoval Tanaka Ueda Vargas Whitfield Xu Yilmaz Zeller""")
+CITIES = _words("""Aldermoor Brackwell Corvina Dunmere Eastholm Ferrow Galstead Harwick Islay Junction Kestrel Lorne Marrow
+Northgate Oakhurst Pellworm Quarry Ravensby Saltburn Thornbury Ulverton Vasterby Westmark Yarrow""")
+THINGS = _words("""kettle lamp bicycle backpack keyboard blender tent drill mattress camera speaker jacket printer stroller
+telescope chair heater notebook guitar vacuum monitor toaster scooter router helmet""")
+PARTS = _words("""handle battery lid cable strap hinge screen button zip motor filter lens cushion wheel switch cover seam
+sensor charger stand""")
+GOOD = _words("""sturdy quiet bright comfortable quick reliable light elegant generous precise cheerful practical""")
+BAD = _words("""flimsy loud dim awkward slow unreliable heavy ugly stingy vague crooked impractical""")
+NOUNS = _words("""harbour orchard museum railway council festival bridge library valley mill quarry lighthouse market theatre
+reservoir monastery glacier factory observatory garden""")
+VERBS = _words("""rebuilt closed painted expanded restored moved renamed inspected flooded measured sold repaired opened
+described photographed insured drained fenced mapped visited""")
+REASONS = _phrases("""after a long winter|because the old one had cracked|to save money for the school|when the last owner retired
 |so that visitors could come by boat|in spite of many objections|with help from volunteers|before the first train arrived
 |while the river was low|as the records of the parish show|once the new law had passed|without telling the newspapers
 |since nobody else wanted to do it|under the eyes of a large crowd|although the plans were never approved
-|for the first time in sixty years""".replace("\n", "").split("|")
-ADVICE = """Start with the smallest step you can finish today|Keep a short list of what worked and what did not
+|for the first time in sixty years""")
+ADVICE = _phrases("""Start with the smallest step you can finish today|Keep a short list of what worked and what did not
 |Ask a neighbour who has done it before|Measure twice, and write the numbers down|Let it rest overnight before you go on
 |Check the label for the exact temperature|Use a clean cloth and lukewarm water|Set a timer so you do not lose track
 |Take a photo before you take anything apart|Leave some room at the edges|Buy the second cheapest tool, not the cheapest
 |Do the noisy part before eight in the evening|Put the screws into a cup|Repeat it every second week
-|Compare two offers before you sign|Read the small print on the back""".replace("\n", "").split("|")
+|Compare two offers before you sign|Read the small print on the back""")
 
 
 def pick(rng: random.Random, *lists: list[str]) -> tuple[str, ...]:

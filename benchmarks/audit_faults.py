@@ -74,15 +74,15 @@ def same(rng: random.Random, row: Row) -> Row:
 
 
 def nearly(rng: random.Random, row: Row) -> Row | None:
-    """As a second scrape of the page has it: a word in forty changed, other case, no full stop, an added word."""
+    """As a second scrape of the page has it: a word in eighty changed, other case, no full stop."""
     words = row.prompt.split(" ")
     own = len(row.prompt.removeprefix(_template(row)).split()) + len(row.answer.split())
-    if own < 45:
+    if own < 50:
         return None
-    for _ in range(max(own // 40, 1)):
+    for _ in range(max(own // 80, 1)):
         at = rng.randrange(len(words) - min(own, len(words) - 1), len(words))
         words[at] = rng.choice((words[at].upper() if words[at].islower() else words[at] + ",", rng.choice(GOOD)))
-    return replace(row, prompt=" ".join(words).rstrip(".") + rng.choice(("", " ", " Thanks")))
+    return replace(row, prompt=" ".join(words).rstrip(".") + rng.choice(("", " ", "!")))
 
 
 def _template(row: Row) -> str:
@@ -183,7 +183,9 @@ def unasked(rng: random.Random, row: Row) -> Row:
 
 
 def shortened(rng: random.Random, row: Row) -> Row:
-    return row.answered(rng.choice(("Yes.", "No.", "Ok.", "See above.", "It depends.", "Maybe.", "1", "Same.", "Good.")))
+    return row.answered(
+        rng.choice(("Yes.", "No.", "Ok.", "See above.", "It depends.", "Maybe.", "1", "Same.", "Good."))
+    )
 
 
 def cut_off(rng: random.Random, row: Row) -> Row | None:
@@ -194,7 +196,7 @@ def cut_off(rng: random.Random, row: Row) -> Row | None:
         tail = text[:at].rstrip()
         ends_word = tail[-1].isalnum() and (len(tail) < len(text))
         if text.startswith("{") or "```" in tail or (ends_word and "```" not in text and len(tail) > 40):
-            if "```" in text and tail.count("```") != 1:
+            if ("```" in text and tail.count("```") != 1) or "https:" in tail.split()[-1]:
                 continue
             return row.answered(tail)
     return None
@@ -311,7 +313,7 @@ def _word(rng: random.Random, alphabet: str, length: int) -> str:
 def personal(rng: random.Random, row: Row) -> Row:
     name, surname = pick(rng, NAMES[:25], SURNAMES[:2])
     bank = f"DE{{}}{_digits(rng, 18)}"
-    number = bank.format(mod_97_10.calc_check_digits(bank[6:] + "1314"))
+    number = bank.format(mod_97_10.calc_check_digits(bank[4:] + "1314"))
     card = f"4{_digits(rng, 14)}"
     card += luhn.calc_check_digit(card)
     block = " ".join(card[i : i + 4] for i in range(0, 16, 4))
@@ -345,7 +347,7 @@ def leaky(rng: random.Random, row: Row) -> Row:
             f"SLACK=xoxb-{_digits(rng, 12)}-{_digits(rng, 12)}-{_word(rng, every.lower(), 24)}",
             f"stripe.api_key = 'sk_live_{_word(rng, every, 24)}'",
             f"postgres://{rng.choice(NAMES[:25]).lower()}:{_word(rng, every, 12)}@db.{rng.choice(CITIES).lower()}.net:5432/orders",
-            f"client = OpenAI(api_key=\"sk-proj-{_word(rng, every, 48)}\")",
+            f'client = OpenAI(api_key="sk-proj-{_word(rng, every, 48)}")',
             f'"db_password": "{password}"',
             f"The password is {password}.",
             f"export API_KEY={_word(rng, every, 32)}",

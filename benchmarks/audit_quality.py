@@ -88,7 +88,9 @@ def table(scores: list[dict[str, Any]]) -> str:
     lines = [f"{'fault':24s}{'finding':28s}{'planted':>8s}{'recall':>9s}{'precision':>11s}  worst case"]
     for s in scores:
         mark = "" if passed(s) else "  BELOW"
-        lines.append(f"{s['fault']:24s}{s['finding']:28s}{s['planted']:8d}{s['recall']:9.4f}{s['precision']:11.4f}  {s['worst']}{mark}")
+        lines.append(
+            f"{s['fault']:24s}{s['finding']:28s}{s['planted']:8d}{s['recall']:9.4f}{s['precision']:11.4f}  {s['worst']}{mark}"
+        )
     return "\n".join(lines)
 
 
