@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from distributed_ft.data.audit.formats import Forms, closed_set, is_prose
-from distributed_ft.data.audit.forms import FENCE, LIST, NUMBER, NUMBERED, SHORT, TAGS
-from distributed_ft.data.audit.rows import Codes, Indices, Rows, Table, joined
+from distributed_ft.data.audit.forms import FENCE, LIST, NUMBERED, TAGS
+from distributed_ft.data.audit.rows import LEAST, Codes, Indices, Rows, Table, joined
 from distributed_ft.data.examples import TEXT
 from distributed_ft.data.findings import Finding
 
@@ -41,9 +42,10 @@ _REFUSAL = re.compile(
 _REFUSAL_HINTS = ("sorry", "apolog", "unfortunately", "an ai", "language model", "chatbot", "artificial", "knowledge c",
                   "training ", "i can", "i won", "i will not", "unable to", "not able to", "against ", "violate")  # fmt: skip
 _PLACEHOLDER_HINTS = ("[", "<", "{{", "lorem", "goes here", "placeholder", "to be ", "will be ")
-_ENDS = re.compile(r"[\w,;:(\[{<–—-]\s*\Z|\s(?:and|or|the|a|of|to)\W?\Z")  # no sentence ends so
 _ADDRESS = re.compile(r"(?:https?://|www\.)\S+\Z|\S+@\S+\.\w+\Z")
-_SENTENCES = 30  # characters: shorter answers need not be sentences
+_SENTENCE = 30  # characters: shorter answers need not be sentences
+_LONG = 80  # characters: where answers have fewer, short ones are usual
+_ODD, _ODD_OF_PART = 0.15, 0.35  # of a file, of one kind of request: what more of them do is usual
 
 STRONG, WEAK, REFUSAL = 1, 2, 3
 
@@ -93,17 +95,18 @@ def judge(table: Table, looked: Sequence[Answers], forms: Forms) -> list[Finding
     weak = np.flatnonzero(placeholder == WEAK)
     for _, rows in table.parts:
         short.append(_short(table, forms, rows[placeholder[rows] == 0]))
-        cut.append(_cut(table, forms, rows, open_end))
         labels = closed_set(table.answers[rows])
         if labels is not None:  # a label that is called "none" or "unknown"
             weak = np.setdiff1d(weak, rows[np.isin(table.answers[rows], labels)])
-    cut.append(_unclosed(forms))
+    cut += [*_cut(table, forms, open_end), _unclosed(forms)]
+    too_short = np.concatenate(short)
+    too_short = too_short if len(too_short) <= _ODD * table.size else too_short[:0]
     no_answer, no_question = np.flatnonzero(empty == 1), np.flatnonzero(empty == 2)
     left = np.concatenate([np.flatnonzero(placeholder == STRONG), weak])
     return [
         *table.finding("answer.empty", no_answer, "the answer is empty: the model learns to say nothing; write it, or remove the row"),
         *table.finding("answer.empty.question", no_question, "nothing stands before the answer, so it answers nothing; write the question, or remove the row"),
-        *table.finding("answer.short", np.concatenate(short), "the answer has less than a fifth of the usual length and is far from all others; complete it, or remove the row"),
+        *table.finding("answer.short", too_short, "the answer has less than a fifth of the usual length and is far from all others; complete it, or remove the row"),
         *table.finding("answer.truncated", np.concatenate(cut), "the answer stops in the middle, where nearly all others end properly; the model learns to stop there; complete it, or remove the row"),
         *table.finding("answer.placeholder", left, "what stands there is a placeholder, not an answer; the model would learn to write it; write the answer, or remove the row"),
         *table.finding("answer.placeholder.refusal", np.flatnonzero(placeholder == REFUSAL), "the answer refuses, or speaks of itself as an AI; remove the row, or waive this if it is what you want to teach"),
@@ -113,27 +116,31 @@ def judge(table: Table, looked: Sequence[Answers], forms: Forms) -> list[Finding
 def _short(table: Table, forms: Forms, rows: Indices) -> Indices:
     """Outliers below, by the logarithm of the length: five times shorter than the median, and four deviations."""
     rows = rows[table.answer_lengths[rows] > 0]
-    if len(rows) < 20:
+    if len(rows) < LEAST:
         return rows[:0]
     lengths = table.answer_lengths[rows]
     median = np.median(lengths)
-    if median < 80:
+    if median < _LONG:
         return rows[:0]
     logs = np.log(lengths)
     deviation = max(1.4826 * float(np.median(np.abs(logs - np.log(median)))), 0.25)
     low = (lengths < 0.2 * median) & (logs < np.log(median) - 4 * deviation)
-    return rows[low] if low.mean() <= 0.15 else rows[:0]
+    return rows[low] if low.mean() <= _ODD_OF_PART else rows[:0]
 
 
-def _cut(table: Table, forms: Forms, rows: Indices, open_end: "np.ndarray[tuple[int], np.dtype[np.bool_]]") -> Indices:
+def _cut(table: Table, forms: Forms, open_end: npt.NDArray[np.bool_]) -> list[Indices]:
     """Prose and lists that end within a sentence, where those of their form end properly."""
-    found = [rows[:0]]
-    for prose in (True, False):
-        names = [n for n in forms.names if (is_prose(n) if prose else n in (LIST, NUMBERED))]
-        mine = rows[forms.rows_of(rows, names) & (table.answer_lengths[rows] >= _SENTENCES)]
-        if len(mine) >= 20 and open_end[mine].mean() <= 0.12:
-            found.append(mine[open_end[mine]])
-    return np.concatenate(found)
+    found: list[Indices] = []
+    for names in ([n for n in forms.names if is_prose(n)], [LIST, NUMBERED]):
+        everything = np.arange(table.size)
+        mine = forms.rows_of(everything, names) & (table.answer_lengths >= _SENTENCE)
+        if mine.sum() < LEAST or open_end[mine].mean() > _ODD:
+            continue
+        for _, rows in table.parts:  # not where it is usual for one kind of request
+            rows = rows[mine[rows]]
+            if len(rows) and open_end[rows].mean() <= _ODD_OF_PART:
+                found.append(rows[open_end[rows]])
+    return found
 
 
 def _unclosed(forms: Forms) -> Indices:
@@ -141,7 +148,3 @@ def _unclosed(forms: Forms) -> Indices:
     names = [n for n in forms.names if n.startswith("JSON") or FENCE in n or n == TAGS]
     everything = np.arange(len(forms.codes))
     return everything[forms.cut & forms.rows_of(everything, names)]
-
-
-def is_label(name: str) -> bool:
-    return name in (SHORT, NUMBER)

@@ -141,7 +141,7 @@ def _unequal(table: Table, name: str, values: list[str], codes: Codes, rows: Ind
 
 
 def _lengths(table: Table) -> list[Finding]:
-    """Answers more than ten times as long as the usual one of their kind, and five deviations off."""
+    """Answers more than ten times as long as the usual one of their kind, and four deviations off."""
     found = [np.zeros(0, np.int64)]
     for _, rows in table.parts:
         lengths = np.maximum(table.answer_lengths[rows], 1)
@@ -150,7 +150,7 @@ def _lengths(table: Table) -> list[Finding]:
         logs = np.log(lengths)
         median = float(np.median(logs))
         deviation = max(1.4826 * float(np.median(np.abs(logs - median))), 0.25)
-        high = (logs > median + max(np.log(10), 5 * deviation)) & (lengths > 400)
+        high = (logs > median + max(np.log(10), 4 * deviation)) & (lengths > 400)
         if high.mean() <= 0.15:
             found.append(rows[high])
     return table.finding(

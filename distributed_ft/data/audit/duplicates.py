@@ -13,9 +13,11 @@ import numpy as np
 
 from distributed_ft.data.audit.rows import Indices, Rows, Table, joined
 from distributed_ft.data.findings import Finding
-from distributed_ft.data.similar import Signatures, clusters, shared, signatures
+from distributed_ft.data.similar import Signatures, clusters, shared, shingles, signatures
 
 _TEMPLATE = 0.02  # share of a chunk's prompts from which on a word triple belongs to an instruction, not to an item
+_LONG = 8  # triples in a row: ten words
+_EVERY = 4  # prompts looked at: every fourth has what one in fifty shares
 _LARGEST = 5  # clusters told of
 
 
@@ -28,8 +30,19 @@ class Duplicates:
 
 
 def templates(rows: Rows) -> frozenset[str]:
-    """The word triples of the prompts' shared instructions."""
-    return shared(rows.prompts, _TEMPLATE)
+    """The word triples of the prompts' shared instructions; a turn of phrase is no instruction."""
+    often = shared(rows.prompts, _TEMPLATE)
+    found: set[str] = set()
+    for prompt in rows.prompts[::_EVERY] if often else ():
+        given = shingles(prompt)
+        run = 0
+        for i, shingle in enumerate(given + [""]):
+            if shingle in often:
+                run += 1
+            else:
+                found.update(given[i - run : i] if run >= _LONG else ())
+                run = 0
+    return frozenset(found)
 
 
 def look(rows: Rows, known: frozenset[str] = frozenset()) -> Signatures:

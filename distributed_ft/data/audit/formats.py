@@ -159,7 +159,7 @@ def judge(table: Table, forms: Forms) -> list[Finding]:
     for name, rows in table.parts:
         usual, share = forms.usual(rows)
         labels = closed_set(table.answers[rows])
-        deviant = _deviant(table, forms, rows, usual if share >= MAJORITY else "", labels)
+        deviant = _deviant(table, forms, rows, usual, labels) if share >= MAJORITY else rows[:0]
         if len(deviant):
             what = "one of few labels" if labels is not None and usual in (SHORT, NUMBER) else usual
             expected.append(f"{share:.0%} of the answers{name} are {what}")
@@ -171,9 +171,9 @@ def judge(table: Table, forms: Forms) -> list[Finding]:
 
 def _deviant(table: Table, forms: Forms, rows: Indices, usual: str, labels: Hashes | None) -> Indices:
     """Those of `rows` whose answer is not of the form that it should have."""
-    if labels is not None:  # "positive" among "The sentiment is positive, because …"
-        wordy = ~forms.rows_of(rows, (SHORT, NUMBER, EMPTY)) & ~np.isin(table.answers[rows], labels)
-        return rows[wordy]
+    if labels is not None and usual in (SHORT, NUMBER):  # "positive" among "The sentiment is positive, because …"
+        said = forms.rows_of(rows, (TEXT,)) & np.isin(table.answers[rows], labels)  # "Positive."
+        return rows[~forms.rows_of(rows, (SHORT, NUMBER, EMPTY)) & ~said]
     if usual in STRUCTURED:
         return rows[~forms.rows_of(rows, (usual, EMPTY))]
     if FENCE in usual:  # an explanation around code may stand where it likes; the code must be there

@@ -81,6 +81,8 @@ def _ends_inside(text: str, error: Exception) -> bool:
     if error.msg.startswith("Unterminated string"):
         return True
     rest = text[error.pos :]
+    if rest in (".", "e", "E"):  # a number goes on so
+        return True
     return not rest.strip() or (error.msg.startswith("Expecting value") and bool(_WORD_CUT.fullmatch(rest)))
 
 

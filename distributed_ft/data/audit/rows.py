@@ -27,6 +27,7 @@ Indices = npt.NDArray[np.int64]
 
 SHOWN_ROWS = 3  # examples of a finding
 LEAST = 20  # rows: of fewer there is no telling what is usual
+_LEAST_ALIKE = 100  # rows that only begin alike
 _SHOWN_PROMPT, _SHOWN_ANSWER = 90, 120  # characters
 
 
@@ -178,8 +179,8 @@ class Table:
         bounds = np.flatnonzero(np.diff(keys[order])) + 1
         found, few = [], [np.zeros(0, np.int64)]
         for rows in np.split(order, bounds):
-            if len(rows) >= LEAST:
-                name = names.get(int(keys[rows[0]]))
+            name = names.get(int(keys[rows[0]])) if len(rows) else None
+            if len(rows) >= (LEAST if name else _LEAST_ALIKE):
                 found.append((f" of category {name!r}" if name else "", rows))
             else:
                 few.append(rows)
@@ -209,7 +210,9 @@ class Table:
         found = []
         for path in dict.fromkeys(paths.tolist()):  # one, but of a folder of shards
             mine = rows[paths == path]
-            examples = [s for s in shown if s.row in self.lines[mine]] or [self.shown(int(r)) for r in mine[:SHOWN_ROWS]]
+            examples = [s for s in shown if s.row in self.lines[mine]] or [
+                self.shown(int(r)) for r in mine[:SHOWN_ROWS]
+            ]
             found.append(
                 Finding(
                     id=name,

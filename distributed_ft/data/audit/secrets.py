@@ -93,7 +93,7 @@ def _found(text: str) -> Iterator[tuple[int, str]]:
     for hint, pattern, name in _NEWER:
         for at in _positions(text, hint):
             match = pattern.search(_line(text, at))
-            if match is not None and not _MADE_UP.search(match[0]) and any(c.isdigit() for c in match[0]):
+            if match is not None and not _MADE_UP.search(match[0]) and _entropy(match[0]) > 3.5:
                 yield at, name
     low = text.replace("İ", "I").lower()  # the only letter that would become two
     for word in _KEYWORDS:
