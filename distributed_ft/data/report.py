@@ -103,13 +103,12 @@ def stopping(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def line_of(finding: Mapping[str, Any]) -> str:
-    """A finding in one line: `train.jsonl:17: format.drift: 41 rows (lines 17, 23, 31, …): …`."""
+    """A finding in one line: `train.jsonl:17: format.drift (lines 17, 23, 31, …): …`."""
     rows = finding["rows"]
     place = f"{finding['path']}:{rows[0]}: " if rows and finding["path"] else finding["path"] and f"{finding['path']}: "
     listed = ", ".join(map(str, rows[:3])) + (", …" if finding["count"] > 3 else "")
     lines = f" ({'lines' if len(rows) > 1 else 'line'} {listed})" if rows else ""
-    count = f"{finding['count']:,} {'row' if finding['count'] == 1 else 'rows'}"
-    return f"{place}{finding['id']}: {count}{lines}: {finding['message']}"
+    return f"{place}{finding['id']}{lines}: {finding['message']}"
 
 
 def _mixture_findings(sources: list[dict[str, Any]], order: Order) -> list[Finding]:
@@ -120,7 +119,7 @@ def _mixture_findings(sources: list[dict[str, Any]], order: Order) -> list[Findi
         rows, drawn = source["rows_used"], source["rows_per_epoch"]
         if drawn < rows and drawn * epochs < 0.5 * rows:
             message = (
-                f"{source['path']}: its share draws {drawn:,} of {rows:,} rows in an epoch, so in {epochs:.3g} epochs "
+                f"its share draws {drawn:,} of {rows:,} rows in an epoch, so in {epochs:.3g} epochs "
                 "most are never seen; raise its share, add rows to the other files, or leave all weights out"
             )
             unseen = rows - math.ceil(drawn * epochs)
@@ -129,6 +128,7 @@ def _mixture_findings(sources: list[dict[str, Any]], order: Order) -> list[Findi
 
 
 def _findings(part: RowCounts, seq_len: int) -> list[Finding]:
+    total = part.rows_in
     longer = f"longer than data.seq_len ({seq_len} tokens)"
     cases = [
         (
@@ -145,6 +145,9 @@ def _findings(part: RowCounts, seq_len: int) -> list[Finding]:
             "raise data.seq_len, or set data.over_long: drop",
         ),
     ]
-    found = [(name, lines, text) for name, lines, text in cases if lines]
-    cut = [Finding(name, "warning", len(lines), lines[:_MOST_ROWS], text, part.path) for name, lines, text in found]
+    cut = [
+        Finding(name, "warning", len(lines), lines[:_MOST_ROWS], f"{len(lines):,} of {total:,} rows: {text}", part.path)
+        for name, lines, text in cases
+        if lines
+    ]
     return cut + told(part.faults, part.rows_in, part.path)
