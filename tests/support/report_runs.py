@@ -61,16 +61,37 @@ def _write_settings(run: RunDirectory, evaluation: dict[str, Any] | None) -> Non
     write_json(
         run.environment, {"schema": 1, "versions": versions, "git_sha": "0a1b2c3", "hosts": ["node-1", "node-2"]}
     )
-    finding = {
-        "id": "duplicate_rows",
-        "severity": "info",
-        "count": 3,
-        "rows": ["train:5"],
-        "message": "seen more often",
-    }
+    shown = [{"row": 801, "text": "<b>Where is A-1001?</b> → {}"}]
+    findings = [
+        _finding("duplicate.exact", "warning", [5, 9, 11], "seen more often"),
+        _finding("contamination.tickets", "error", [801], "it holds an item", waived=True, examples=shown),
+    ]
     source = {"path": "/data/train.jsonl", "rows_used": 1197, "weight": 0.85, "drawn_share": 0.85}
-    counts = {"rows_in": 1400, "rows_used": 1397, "supervised_tokens": 61_204, "packing_efficiency": 0.962}
-    write_json(run.data / "report.json", {"schema": 1, "findings": [finding], "sources": [source], **counts})
+    counts = {"rows_in": 1400, "rows_used": 1397, "supervised_tokens": 61_204, "packing_efficiency": 0.262}
+    counts |= {"packing_fill": 0.962}
+    told = {"findings": findings, "statistics": {"/data/train.jsonl": STATISTICS}, "sources": [source]}
+    write_json(run.data / "report.json", {"schema": 1, **told, **counts})
+
+
+def _finding(name: str, severity: str, rows: list[int], message: str, **more: Any) -> dict[str, Any]:
+    told = {"id": name, "severity": severity, "count": len(rows), "rows": rows, "message": message}
+    return {**told, "path": "/data/train.jsonl", "waived": False, "examples": [], **more}
+
+
+STATISTICS = {  # as the audit writes them
+    "rows": 1200,
+    "lengths": {"edges": [0, 4, 16, 64, 256], "prompt": [0, 0, 200, 1000], "answer": [0, 100, 1100, 0],
+                "median_prompt": 140.0, "median_answer": 40.0},
+    "categories": {f"team {i}": 100 - i for i in range(15)},
+    "labels": {"priority": {"high": 700, "low": 500}},
+    "forms": {"JSON object": 1200},
+    "duplicates": {"clusters": 2, "rows": 5, "sizes": {"2": 1, "3": 1},
+                   "largest": [{"rows": 3, "line": 7, "text": "Where is <it>?"}]},
+    "contamination": {"tickets": {"items": 200, "seen": 1, "rows": 1}, "general": {"items": 408, "seen": 0, "rows": 0}},
+    "diversity": {"distinct_1": 0.1, "distinct_2": 0.2, "distinct_3": 0.3, "most_frequent_answer": 0.04},
+    "languages": {"en": 1198, "de": 2},
+    "fairness": [],
+}  # fmt: skip
 
 
 def _right(i: int, n: int, rate: float) -> float:

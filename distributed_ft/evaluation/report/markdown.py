@@ -169,7 +169,10 @@ def _facts(evidence: Evidence) -> str:
     ):
         if rows:
             blocks.append(f"**{title}**\n\n" + "\n".join(f"- {label}: {_inline(value)}" for label, value in rows))
-    found = [f"- {f['severity']}: {f['id']} ({f['count']}): {f['message']}" for f in facts.data_findings(evidence)]
+    found = [
+        f"- {f['severity']}{', waived' if f['waived'] else ''}: {f['id']} ({f['count']}): {f['message']}"
+        for f in facts.data_findings(evidence)
+    ]
     if found:
         blocks.append("**Findings in the data**\n\n" + "\n".join(_inline(line) for line in found))
     return "## What was trained\n\n" + "\n\n".join(blocks) if blocks else ""

@@ -108,7 +108,7 @@ def test_one_checkpoint_is_enough_for_every_part_of_the_report(tmp_path: Path) -
     report.write(run.path)
     assert read(run)["verdict"] == "ship"
     page = Page(run.report("html").read_text())
-    assert page.tags.count("svg") == 4  # two plots, each for a wide page and for a phone
+    assert page.tags.count("svg") == 6  # two plots, each for a wide page and for a phone
 
 
 def test_text_of_a_model_or_a_row_never_becomes_markup(tmp_path: Path) -> None:
@@ -156,3 +156,19 @@ def test_the_same_run_gives_the_same_bytes(healthy: RunDirectory) -> None:
     first = [healthy.path.joinpath(f"report.{suffix}").read_bytes() for suffix in ("json", "md", "html")]
     report.write(healthy.path)
     assert first == [healthy.path.joinpath(f"report.{suffix}").read_bytes() for suffix in ("json", "md", "html")]
+
+
+def test_the_training_data_is_shown_with_findings_counts_and_overlap(healthy: RunDirectory) -> None:
+    page = healthy.report("html").read_text()
+    section = page.split("<h2>Training data</h2>")[1].split("</section>")[0]
+    assert "contamination.tickets" in section
+    assert "error, waived" in section
+    assert "&lt;b&gt;Where is A-1001?&lt;/b&gt;" in section, "rows are shown, and never become markup"
+    assert "Where is &lt;it&gt;?" in section
+    assert section.count('<svg class="plot') == 2, "lengths, wide and narrow"
+    assert "4 others" in section, "15 categories: eleven bars, and one for the others"
+    assert "JSON object" not in section, "one form alone is no comparison"
+    rows = re.findall(r'<tr><th scope="row">(\w+)</th><td class="num">([\d,]+)</td>.*?>(\d+)</b>', section)
+    assert rows == [("tickets", "200", "1"), ("general", "408", "0")]
+    markdown = healthy.report("md").read_text()
+    assert "contamination.tickets (1): it holds an item" in markdown
