@@ -7,7 +7,6 @@ from support.chat_tokenizers import STYLES, TEMPLATES, tokenizer, with_template
 
 from distributed_ft.data.chat import Rendered, render_all
 from distributed_ft.data.examples import TEXT, Example, Message
-
 from distributed_ft.data.template_check import faults, prove, stop_tokens, told
 
 CHATML = (TEMPLATES / "chatml.jinja").read_text(encoding="utf-8").strip()
