@@ -9,6 +9,7 @@ from typing import Protocol, assert_never
 
 from distributed_ft.artifacts import RunDirectory
 from distributed_ft.config import deepspeed
+from distributed_ft.config.data_files import files_of, is_hub_id
 from distributed_ft.config.load import LoadedRun, differences, load_resolved
 from distributed_ft.config.schema import (
     AdapterMethod,
@@ -192,12 +193,18 @@ def _count(number: int, one: str, many: str | None = None) -> str:
 
 
 def _file_lines(config: RunConfig) -> Iterator[Line]:
+    """Each data set, what a training row of it was found to look like, and its share. Raises DataError."""
+    from distributed_ft.data.reading import Reading, describe
+
     train = config.data.train
-    entries = (train,) if isinstance(train, str) else train
-    for number, entry in enumerate(entries):
-        path = entry.path if isinstance(entry, Source) else entry
-        weight = f", weight {entry.weight:g}" if isinstance(entry, Source) and entry.weight is not None else ""
-        yield "" if number else "train", f"{_file(path)}{weight}"
+    entries = [Source(path=e) if isinstance(e, str) else e for e in ((train,) if isinstance(train, str) else train)]
+    for number, source in enumerate(entries):
+        weight = f", weight {source.weight:g}" if source.weight is not None else ""
+        fraction = f", {source.fraction:.3g} of an epoch" if source.fraction is not None else ""
+        yield "" if number else "train", f"{_file(source.path, source.split)}{weight}{fraction}"
+        reading = Reading(source.path, source.format, source.columns, source.split)
+        if not reading.on_hub:  # what is there is not asked for here: the answer should come at once
+            yield "", describe(reading)
     validation = config.data.validation
     if isinstance(validation, str):
         yield "validation", _file(validation)
@@ -209,11 +216,16 @@ def _file_lines(config: RunConfig) -> Iterator[Line]:
         yield "" if number else "tasks", f"{task.name} ({task.metric}): {_file(task.path)}"
 
 
-def _file(path: str) -> str:
-    file = Path(path)
-    size = file.stat().st_size
-    rows = count_rows(file) if size <= COUNTED_BYTES else None
-    return f"{path}, {readable_bytes(size)}" + (f", {_count(rows, 'row')}" if rows is not None else "")
+def _file(path: str, split: str | None = None) -> str:
+    """A file, a folder of files or a data set on the hub, with its size and rows where they are quickly known."""
+    if is_hub_id(path, Path()):
+        return f"{path} on the hub, split {split or 'train'}"
+    files = files_of(Path(path), split)
+    size = sum(file.stat().st_size for file in files)
+    counts = [count_rows(file) for file in files] if size <= COUNTED_BYTES else [None]
+    shards = "" if files == [Path(path)] else f", {_count(len(files), 'file')}"
+    rows = f", {_count(sum(filter(None, counts)), 'row')}" if None not in counts else ""
+    return f"{path}{shards}, {readable_bytes(size)}{rows}"
 
 
 def count_rows(path: Path) -> int | None:

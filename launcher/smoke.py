@@ -1,6 +1,7 @@
 """`dft smoke`: every part of a run, on a tenth of its data, before the long one is started.
 
 The real commands in a throw-away directory: a few steps, a save, a resume in new processes, an evaluation, a report.
+Before them the whole of the data is checked, and what is prepared for that is what the long run will read.
 """
 
 import json
@@ -8,15 +9,19 @@ import shlex
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distributed_ft.artifacts import RunDirectory, write_atomic
 from distributed_ft.config.load import LoadedRun, resolved_json
-from distributed_ft.config.schema import RunConfig
-from distributed_ft.errors import EXIT_DONE, DataError
+from distributed_ft.config.schema import FINDING_IDS, RunConfig
+from distributed_ft.errors import EXIT_DONE
 from launcher import local
 from launcher.plan import Start
 from launcher.trial import throw_away
+
+if TYPE_CHECKING:
+    from distributed_ft.data.examples import Example
+    from distributed_ft.data.reading import Reading
 
 SHARE = 10  # every tenth row
 MIN_ROWS = 8  # but not fewer than these
@@ -29,6 +34,7 @@ def smoke(loaded: LoadedRun, nproc: int) -> int:
         config = thinned(loaded.config, folder)
         run = RunDirectory(folder / config.name)
         parts: dict[str, Callable[[], int]] = {
+            "check all of its data": lambda: _check(loaded.config, nproc),
             f"train {STEPS_BEFORE_RESUME} steps and save": lambda: _train(loaded, config, STEPS_BEFORE_RESUME, nproc),
             f"resume in new processes to step {STEPS}": lambda: _train(loaded, config, STEPS, nproc),
         }
@@ -52,24 +58,33 @@ def start_command(loaded: LoadedRun, nproc: int) -> str:
 
 
 def thinned(config: RunConfig, folder: Path) -> RunConfig:
-    """The config on every tenth row of its data files (at least MIN_ROWS), copied into `folder`."""
+    """The config on every tenth row of its data files (at least MIN_ROWS), copied into `folder` as JSON Lines.
+
+    Raises DataError as reading does.
+    """
+    from distributed_ft.data.prepare import reading_of, sources_of
+    from distributed_ft.data.reading import Reading
+
     tree: dict[str, Any] = json.loads(config.model_dump_json())
     data, evaluation = tree["data"], tree["evaluation"]
-    if isinstance(data["train"], str):
-        data["train"] = [data["train"]]
+    sensitive, skip_bad = config.data.audit.sensitive, config.data.skip_bad
     data["train"] = [
-        {"path": _thin(source, folder), "weight": None}
-        if isinstance(source, str)
-        else {**source, "path": _thin(source["path"], folder)}
-        for source in data["train"]
+        {
+            "path": _thin(reading_of(source, (sensitive,) if sensitive else ()), folder, skip_bad),
+            "weight": source.weight,
+            "fraction": source.fraction,
+        }
+        for source in sources_of(config.data)
     ]
     if isinstance(data["validation"], str):
-        data["validation"] = _thin(data["validation"], folder)
+        data["validation"] = _thin(Reading(data["validation"]), folder, skip_bad)
+    data["waive"] = FINDING_IDS  # the whole of the data has passed; of a few rows, one fault is a great share
     for task in evaluation["tasks"]:
-        task["path"] = _thin(task["path"], folder)
+        task["path"] = _thin(Reading(task["path"]), folder)
         task["max_new_tokens"] = min(task["max_new_tokens"], 16)
     shipped = str(files("distributed_ft") / "assets" / "general" / "test.jsonl")
-    evaluation["general"] = [_thin(shipped if path == "shipped" else path, folder) for path in evaluation["general"]]
+    general = [shipped if path == "shipped" else path for path in evaluation["general"]]
+    evaluation["general"] = [_thin(Reading(path), folder) for path in general]
     tree["runs_dir"] = str(folder)
     tree["checkpoint"]["every"] = STEPS_BEFORE_RESUME
     tree["tracking"] = ["tensorboard"]
@@ -77,21 +92,34 @@ def thinned(config: RunConfig, folder: Path) -> RunConfig:
     return RunConfig.model_validate_json(json.dumps(tree))
 
 
-def _thin(path: str, folder: Path) -> str:
-    """Every tenth row of a data file, in the same format."""
-    from distributed_ft.data.reading import read_examples
+def _thin(reading: "Reading", folder: Path, skip_bad: int = 0) -> str:
+    """Every tenth row of what is read, as chat rows or plain text; the file."""
+    from distributed_ft.data.reading import read
 
-    rows = read_examples(path)
-    if not rows:
-        raise DataError(f"{path}: no rows")
+    rows = list(read(reading, skip_bad, []))
     kept = rows[:: max(1, min(SHARE, len(rows) // MIN_ROWS))]
-    lines = []
-    for row in kept:
-        messages = [{"role": m.role, "content": m.content} for m in row.messages]
-        lines.append(json.dumps({"id": row.id, "group": row.group, "messages": messages}, ensure_ascii=False))
-    target = folder / "data" / f"{len(list(folder.glob('data/*')))}-{Path(path).stem}.jsonl"
-    write_atomic(target, "\n".join(lines) + "\n")
+    target = folder / "data" / f"{len(list(folder.glob('data/*')))}-{Path(reading.path).name.split('.')[0]}.jsonl"
+    write_atomic(target, "".join(json.dumps(_written(row), ensure_ascii=False) + "\n" for row in kept))
     return str(target)
+
+
+def _written(row: "Example") -> dict[str, Any]:
+    """The row as JSON that reads as the same row."""
+    from distributed_ft.data.examples import TEXT
+
+    named = {**row.columns, "id": row.id, "group": row.group}
+    if row.messages[0].role == TEXT:
+        return {**named, "text": row.answer}
+    turns = [{**message.for_template(), **({} if message.trained else {"weight": 0})} for message in row.messages]
+    return {**named, "messages": turns, "tools": row.tools}
+
+
+def _check(config: RunConfig, nproc: int) -> int:
+    from distributed_ft.train import preflight
+
+    local.check_tasks(config)
+    preflight.check(config, nproc, fresh=True)
+    return EXIT_DONE
 
 
 def _train(loaded: LoadedRun, config: RunConfig, steps: int, nproc: int) -> int:

@@ -13,11 +13,10 @@ from distributed_ft.artifacts import Checkpoint, RunDirectory, step_name, write_
 from distributed_ft.config.load import load_resolved
 from distributed_ft.config.schema import RunConfig
 from distributed_ft.data.examples import Example
-from distributed_ft.data.reading import read_examples
 from distributed_ft.errors import CheckpointError, ConfigError, EvaluationError
 from distributed_ft.evaluation.claims import claimed, release
 from distributed_ft.evaluation.engines import TransformersEngine, engine_of
-from distributed_ft.evaluation.few_shot import FewShot, choose, fitted, source_of_examples
+from distributed_ft.evaluation.few_shot import FewShot, choose, fitted, rows_to_show
 from distributed_ft.evaluation.scalars import log
 from distributed_ft.evaluation.scoring import Model, Scored, score, stored, task_digest
 from distributed_ft.evaluation.summary import BASE, FEW_SHOT, Scores, Summary, as_json, summarise, table
@@ -146,7 +145,7 @@ def _few_shot(config: RunConfig, tasks: Sequence[Task], engine: TransformersEngi
     k = config.evaluation.few_shot
     if k == 0 or not trained_for:
         return {}
-    train = read_examples(source_of_examples(config.data))
+    train = rows_to_show(config.data)
     chosen = {}
     for task in trained_for:
         examples = choose(train, k, config.seed, task.examples())

@@ -5,7 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from distributed_ft.config.schema import DataConfig, Source
-from distributed_ft.data.examples import Example, Message
+from distributed_ft.data.examples import TEXT, Example, Message
+from distributed_ft.data.prepare import reading_of, sources_of
+from distributed_ft.data.reading import read
 from distributed_ft.evaluation.task import Generate, question
 
 
@@ -18,12 +20,23 @@ class FewShot:
     reason: str | None = None
 
 
-def source_of_examples(config: DataConfig) -> str:
-    """The training file that teaches the task: the one with the greatest weight, the first of equals."""
-    if isinstance(config.train, str):
-        return config.train
-    sources = [Source(path=s, weight=None) if isinstance(s, str) else s for s in config.train]
-    return max(sources, key=lambda source: source.weight or 0.0).path  # max keeps the first of equals
+def source_of_examples(config: DataConfig) -> Source:
+    """The training data that teaches the task: what has the greatest weight or is seen whole, the first of equals."""
+
+    def share(source: Source) -> float:
+        return source.weight or (0.0 if source.fraction is None else -1.0)  # a fraction is what is mixed in
+
+    return max(sources_of(config), key=share)  # max keeps the first of equals
+
+
+def rows_to_show(config: DataConfig) -> list[Example]:
+    """Its rows that can stand before a question: a conversation in which each turn says something. Raises DataError."""
+    rows = read(reading_of(source_of_examples(config)), config.skip_bad, [])
+    return [row for row in rows if all(m.role == "system" or _says(m) for m in row.messages)]
+
+
+def _says(turn: Message) -> bool:
+    return turn.role != TEXT and bool(turn.content.strip())
 
 
 def choose(train: Sequence[Example], k: int, seed: int, held_out: Sequence[Example]) -> tuple[Example, ...]:

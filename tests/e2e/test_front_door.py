@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "base").mkdir()
     for name in ("config.json", "tokenizer.json", "model.safetensors"):
         (tmp_path / "base" / name).write_text("{}")
-    (tmp_path / "train.jsonl").write_text('{"a": 1}\n\n{"a": 2}\n')
+    (tmp_path / "train.jsonl").write_text('{"prompt": "a", "completion": "b"}\n\n\n\n')
     (tmp_path / "more.csv").write_text('a,b\n1,"two\nlines"\n')
     (tmp_path / "test.json").write_text("[{}, {}, {}]")
     (tmp_path / "run.yaml").write_text(RUN)
@@ -123,8 +123,10 @@ preset         method.rank 4 (yours; preset support: 8)
 model          {folder}/base
                bf16, attention auto, gradient checkpointing none
 method         lora: rank 4, alpha 16, dropout 0, on all-linear
-train          {folder}/train.jsonl, 19 bytes, 2 rows, weight 3
+train          {folder}/train.jsonl, 38 bytes, 1 row, weight 3
+               JSON Lines, 'prompt', 'completion' rows, columns 'prompt', 'completion'
                {folder}/more.csv, 18 bytes, 1 row, weight 1
+               CSV, rows of no known shape, columns 'a', 'b'
 validation     0.1 of the training rows, held out
 tasks          tickets (exact_match): {folder}/test.json, 12 bytes, 3 rows
 sequences      2,048 tokens, packed; longer rows: truncate
@@ -176,7 +178,7 @@ def test_check_says_in_what_a_run_directory_of_that_name_differs(folder: Path, m
 
 
 def test_rows_are_counted_as_their_format_says(folder: Path) -> None:
-    assert [count_rows(folder / name) for name in ("train.jsonl", "more.csv", "test.json")] == [2, 1, 3]
+    assert [count_rows(folder / name) for name in ("train.jsonl", "more.csv", "test.json")] == [1, 1, 3]
     (folder / "half.json").write_text('[{"a":')
     assert count_rows(folder / "half.json") is None
     assert count_rows(folder / "base") is None

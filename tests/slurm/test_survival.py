@@ -204,7 +204,7 @@ def test_a_node_that_is_not_fit_is_left_out_when_the_job_is_requeued(cluster: Cl
 def test_each_checkpoint_is_scored_by_a_second_job_that_is_interrupted_itself(
     cluster: Cluster, whole: RunDirectory, tmp_path: Path
 ) -> None:
-    rows = write_rows(tmp_path / "test.jsonl", 24)
+    rows = write_rows(tmp_path / "test.jsonl", 24, seed=1)
     task = {"name": "letters", "path": str(rows), "metric": "exact_match", "max_new_tokens": 8}
     run_yaml = write_run(tmp_path, "run", evaluation={"tasks": [task], "general": [], "few_shot": 0})
     run = submit(run_yaml, (*SHAPE, "--with-eval"))
@@ -221,7 +221,7 @@ def test_each_checkpoint_is_scored_by_a_second_job_that_is_interrupted_itself(
 
 
 def test_a_sweep_is_a_job_array_and_compared_at_the_end(cluster: Cluster, tmp_path: Path) -> None:
-    rows = write_rows(tmp_path / "test.jsonl", 12)
+    rows = write_rows(tmp_path / "test.jsonl", 12, seed=1)
     task = {"name": "letters", "path": str(rows), "metric": "exact_match", "max_new_tokens": 8}
     evaluation = {"tasks": [task], "general": [], "few_shot": 0}
     run_yaml = write_run(tmp_path, "grid", optim={"max_steps": 6}, evaluation=evaluation)

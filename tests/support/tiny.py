@@ -81,7 +81,7 @@ def write_rows(path: Path, number: int, seed: int = 0, num_overlong: int = 0, ov
 
     rows = []
     for index in range(number):
-        prompt = "x" * overlong if index < num_overlong else words(3, 30)
+        prompt = f"{index}" + "x" * overlong if index < num_overlong else words(3, 30)
         messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": words(2, 20)}]
         rows.append({"id": f"row-{index}", "messages": messages})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

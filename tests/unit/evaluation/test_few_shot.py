@@ -1,3 +1,4 @@
+import json
 import time
 from collections import Counter
 from pathlib import Path
@@ -7,7 +8,7 @@ import pytest
 from distributed_ft.config.schema import DataConfig
 from distributed_ft.data.examples import Example, Message, digest_of
 from distributed_ft.data.reading import read_examples
-from distributed_ft.evaluation.few_shot import choose, fitted, source_of_examples, with_examples
+from distributed_ft.evaluation.few_shot import choose, fitted, rows_to_show, source_of_examples, with_examples
 from distributed_ft.evaluation.task import Generate
 
 
@@ -86,13 +87,24 @@ def test_too_few_examples_are_told() -> None:
         ("a.jsonl", "a.jsonl"),
         (["a.jsonl", "b.jsonl"], "a.jsonl"),
         ([{"path": "g.jsonl", "weight": 0.15}, {"path": "t.jsonl", "weight": 0.85}], "t.jsonl"),
+        ([{"path": "g.jsonl", "fraction": 0.15}, "t.jsonl"], "t.jsonl"),
     ],
 )
 def test_examples_come_from_the_source_that_weighs_most(train: object, expected: str) -> None:
-    import json
-
     config = DataConfig.model_validate_json(json.dumps({"train": train}))
-    assert source_of_examples(config) == expected
+    assert source_of_examples(config).path == expected
+
+
+def test_examples_are_read_as_the_training_reads_them_and_only_what_answers_is_shown(tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text("question,answer,topic\nq1,a1,x\nq2,,x\nq3,a3,y\nhalf a row\n")
+    columns = {"prompt": "question", "completion": "answer", "category": "topic"}
+    source = {"path": str(table), "columns": columns}
+    config = DataConfig.model_validate_json(json.dumps({"train": [source], "skip_bad": 1}))
+    assert [(e.prompt, e.answer, e.group) for e in rows_to_show(config)] == [("q1", "a1", "x"), ("q3", "a3", "y")]
+    text = tmp_path / "text.jsonl"
+    text.write_text('{"text": "Once upon a time."}\n')
+    assert rows_to_show(DataConfig(train=str(text))) == []
 
 
 def test_real_rows(files: Path) -> None:

@@ -1,0 +1,68 @@
+"""What `dft smoke` tries a run on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.tiny import make_config
+
+from distributed_ft.config.schema import RunConfig
+from distributed_ft.data.examples import Example
+from distributed_ft.data.reading import Reading, read
+from launcher.smoke import thinned
+
+
+def rows_of(config: RunConfig, source: int = 0) -> list[Example]:
+    entry = config.data.train[source]
+    path = entry if isinstance(entry, str) else entry.path
+    return list(read(Reading(path, keep=("region",))))
+
+
+def config_of(folder: Path, source: dict[str, Any], **data: Any) -> RunConfig:
+    return make_config(folder, folder, folder, data={"train": [source], **data}, evaluation={"general": []})
+
+
+def test_a_column_mapped_table_with_bad_rows_is_thinned_as_it_is_trained_on(tmp_path: Path) -> None:
+    lines = [f"q{i},a{i},{'north' if i % 2 else 'south'}" for i in range(100)]
+    (tmp_path / "table.csv").write_text("\n".join(["question,answer,region", *lines, "half a row"]) + "\n")
+    columns = {"prompt": "question", "completion": "answer"}
+    source = {"path": str(tmp_path / "table.csv"), "columns": columns}
+    config = config_of(tmp_path, source, skip_bad=1, audit={"sensitive": "region"})
+    rows = rows_of(thinned(config, tmp_path / "smoke"))
+    assert [(r.prompt, r.answer) for r in rows] == [(f"q{i}", f"a{i}") for i in range(0, 100, 10)]
+    assert rows[0].columns == {"region": "south"}
+
+
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+ROWS = {
+    "text": {"text": "Once upon a time."},
+    "a turn that is not learned": {
+        "messages": [
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": "wrong", "weight": 0},
+            {"role": "user", "content": "really?"},
+            {"role": "assistant", "content": "right"},
+        ]
+    },
+    "tools": {
+        "category": "sums",
+        "tools": [TOOL],
+        "messages": [
+            {"role": "user", "content": "1 + 1"},
+            {"role": "assistant", "content": "", "tool_calls": [CALL]},
+            {"role": "tool", "content": "2", "name": "add"},
+            {"role": "assistant", "content": "2"},
+        ],
+    },
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_thinned_row_is_the_same_row(name: str, tmp_path: Path) -> None:
+    data = tmp_path / "train.jsonl"
+    data.write_text("".join(json.dumps({"id": f"row {i}", **ROWS[name]}) + "\n" for i in range(8)))
+    thin = rows_of(thinned(config_of(tmp_path, {"path": str(data)}), tmp_path / "smoke"))
+    told = [(r.id, r.group, r.digest) for r in read(Reading(str(data)))]
+    assert [(r.id, r.group, r.digest) for r in thin] == told
