@@ -53,11 +53,13 @@ test-slow: venv ## the long suites: every kill, every world size, the whole demo
 test-gpu: venv ## what needs a CUDA device; skipped without one
 	$(BIN)/pytest tests/gpu
 
-bench: venv ## benchmarks against a bare loop and TRL; results in benchmarks/results/
+bench: venv ## benchmarks against a bare loop and TRL, and of data; results in benchmarks/results/
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.checkpoint_stall
 	$(BIN)/python -m benchmarks.vs_trl_cpu
+	$(BIN)/python -m benchmarks.data_vs_trl
+	$(BIN)/python -m benchmarks.data_scaling
 
 bench-gpu: venv ## an 8B model with LoRA and QLoRA on one GPU: tokens/s, MFU, peak memory (20 GB in $TMPDIR)
 	$(BIN)/python -m benchmarks.train_8b

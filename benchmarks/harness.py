@@ -24,7 +24,19 @@ from launcher.plan import local_plan
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "numpy", "accelerate", "trl", "datasets")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "numpy",
+    "accelerate",
+    "trl",
+    "datasets",
+    "tokenizers",
+    "pyarrow",
+    "rensa",
+)
 TIMEOUT_SECONDS = 180.0  # of one fresh process group, unless told
 
 Measurement = dict[str, Any]
