@@ -58,6 +58,7 @@ def test_a_node_that_dies_is_named_and_the_run_goes_on_elsewhere(
     assert lost not in [event.nodes for event in attempts.history(run) if event.event == "begin"][1]
 
 
+@pytest.mark.slurm  # a minute; `make test` has the unit tests of cancelling
 def test_cancelling_leaves_a_run_that_goes_on_and_no_process(
     cluster: Cluster, whole: RunDirectory, tmp_path: Path
 ) -> None:
