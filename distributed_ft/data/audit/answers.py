@@ -18,7 +18,7 @@ _PLACEHOLDER = re.compile(
     r"\blorem ipsum\b|\[\s*(?:insert|your|add|put|fill|replace|enter|todo|tbd|placeholder|answer|response)\b[^\]\n]{0,60}\]"
     r"|<\s*(?:insert|your|add|fill in|enter|todo|placeholder|answer|response)\b[^>\n]{0,60}>"
     r"|\{\{[^}\n]{0,60}\}\}|\b(?:answer|response|text|content) goes here\b|\bplaceholder (?:text|answer|response)\b"
-    r"|\b(?:to be|will be) (?:filled in|written|completed|added) (?:later|soon|here)\b",
+    r"|^.{0,40}\b(?:to be|will be) (?:filled in|written|completed|added) (?:later|soon|here)\b.{0,9}\Z",
     re.IGNORECASE,
 )
 _UNDONE = re.compile(r"^\W*(?:TODO|FIXME|TBD|TBA|XXX+)\b|^(?:TODO|FIXME)\b", re.MULTILINE)  # in capitals only

@@ -21,6 +21,7 @@ _NUMBER = re.compile(r"[-+]?[$€£]?\d[\d.,]*\s?%?")
 _BULLET = re.compile(r"[-*•–]\s+\S")
 _NUMBERED = re.compile(r"\(?\d{1,3}[.)]\s+\S")
 _PAIR = re.compile(r"(?:\*\*)?[A-Za-z_][\w /-]{0,30}(?:\*\*)?\s?:(?:\*\*)?(?:\s+\S|$)")
+_FENCE_LINE = re.compile("^```", re.MULTILINE)
 _OPEN_TAG = re.compile(r"<([A-Za-z_][\w.-]*)(?:\s[^<>]*)?>")
 _WORD_CUT = re.compile(r"[\w.+-]*")  # a number, or a part of true, false, null
 _PARSER = json.JSONDecoder()
@@ -88,7 +89,9 @@ def _ends_inside(text: str, error: Exception) -> bool:
 
 def _fenced(text: str) -> Form:
     """Code in ``` fences, and what stands around it."""
-    parts = text.split("```")
+    parts = _FENCE_LINE.split(text)  # not those that the code itself shows
+    if len(parts) == 1:
+        parts = text.split("```")
     if len(parts) == 2:  # one fence only
         if parts[1].strip() and not text.startswith("```"):
             before = parts[0].rstrip()
@@ -167,7 +170,7 @@ def _line(text: str) -> Form:
     at = text.find('{"')
     if at > 0:
         try:
-            value, end = _PARSER.raw_decode(text, at)
+            _, end = _PARSER.raw_decode(text, at)
         except (JSONDecodeError, RecursionError):
             pass
         else:
