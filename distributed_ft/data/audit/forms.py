@@ -161,12 +161,6 @@ def _kind(line: str) -> str:
 
 def _line(text: str) -> Form:
     """One line."""
-    if len(text) <= _SHORT:
-        if _NUMBER.fullmatch(text):
-            return Form(NUMBER)
-        if text.count(" ") < _SHORT_WORDS and text[-1] not in ".!?":
-            kind = _kind(text)
-            return Form(kind if kind in (LIST, NUMBERED, PAIRS) else SHORT)
     at = text.find('{"')
     if at > 0:
         try:
@@ -175,5 +169,11 @@ def _line(text: str) -> Form:
             pass
         else:
             return Form(f"{TEXT}+{OBJECT}" if end == len(text) else f"{TEXT}+{OBJECT}+{TEXT}", 0)
+    if len(text) <= _SHORT:
+        if _NUMBER.fullmatch(text):
+            return Form(NUMBER)
+        if text.count(" ") < _SHORT_WORDS and text[-1] not in ".!?":
+            kind = _kind(text)
+            return Form(kind if kind in (LIST, NUMBERED, PAIRS) else SHORT)
     kind = _kind(text)
     return Form(kind if kind in (LIST, NUMBERED) else TEXT)

@@ -40,7 +40,8 @@ _EXAMPLE_NAME = re.compile(
 # They begin with one set of characters, and so are found fast.
 _DIGITS = re.compile(r"\d[\d ().\-/\u00a0]{5,40}\d[A-Z]?\b")
 _LETTERED = re.compile(
-    r"[A-Z](?:[A-Z]\d{2}[ ]?(?:[A-Z0-9]{4}[ ]?){2,7}[A-Z0-9]{0,4}|[A-Z]{5}\d\d[A-Z]\d\d[A-Z]\d{3}[A-Z]|(?<=[XYZ])\d{7}[A-Z])\b"
+    r"[A-Z](?:[A-Z]\d{2}[ ]?(?:[A-Z0-9]{4}[ ]?){2,7}[A-Z0-9]{0,4}"
+    r"|[A-Z]{5}\d\d[A-Z]\d\d[A-Z]\d{3}[A-Z]|(?<=[XYZ])\d{7}[A-Z])\b"
 )
 _SIGN = re.compile(r"[+(]{1,2}\Z")
 _NORTH_AMERICAN = re.compile(r"(?:\+?1[ .-]?)?(?:\(\d{3}\)[ .-]?|\d{3}[ .-])\d{3}[ .-]\d{4}")
@@ -196,7 +197,8 @@ def judge(table: Table, looked: Sequence[Private]) -> list[Finding]:
         table,
         "pii",
         [facts.kinds for facts in looked],
-        "personal data: {}; a model repeats what it was trained on; replace or remove it, or waive this if it is made up",
+        "personal data: {}; a model repeats what it was trained on; replace or remove it, or waive this if it is "
+        "made up",
     )
 
 

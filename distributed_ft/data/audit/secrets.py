@@ -131,9 +131,10 @@ def _is_secret(match: re.Match[str]) -> bool:
     kinds = sum(any(map(test, value)) for test in (str.isupper, str.islower, str.isdigit, _is_sign))
     enough = 2 if quoted or match["how"].lower() in (":", "is", "was") else 3
     named = _NAME.fullmatch(value)
-    if match["word"].lower() == "token":  # a word of its own in this trade: max_new_tokens: 256, image_token="[IMG]"
-        if match["suffix"] or not any(map(str.isdigit, value)) or (not quoted and _FEW.fullmatch(value)):
-            return False
+    # A word of its own in this trade: max_new_tokens: 256, image_token="[IMG]".
+    mild = match["suffix"] or not any(map(str.isdigit, value)) or (not quoted and _FEW.fullmatch(value))
+    if match["word"].lower() == "token" and mild:
+        return False
     return kinds >= enough and named is None and _entropy(value) >= _ENTROPY
 
 
