@@ -43,36 +43,101 @@ def _words(text: str) -> list[str]:
 
 
 def _phrases(text: str) -> list[str]:
-    return text.replace("\n", "").split("|")
+    return text.strip().split("\n")
 
 
-NAMES = _words("""Amara Bruno Celia Dmitri Elif Farid Greta Hiro Imani Jonas Kavya Lena Mateo Nadia Oskar Priya Quentin Rosa
-Sven Tamara Ulla Viktor Wanda Xenia Yusuf Zoë Anaïs Björn Chloé Márton""")
-SURNAMES = _words("""Abara Becker Castillo Dvořák Eriksen Fontaine Grimaldi Haddad Ito Jansen Kowalski Lindqvist Moreau Novak
-Okafor Petrov Quist Rossi Sandoval Tanaka Ueda Vargas Whitfield Xu Yilmaz Zeller""")
-CITIES = _words("""Aldermoor Brackwell Corvina Dunmere Eastholm Ferrow Galstead Harwick Islay Junction Kestrel Lorne Marrow
-Northgate Oakhurst Pellworm Quarry Ravensby Saltburn Thornbury Ulverton Vasterby Westmark Yarrow""")
-THINGS = _words("""kettle lamp bicycle backpack keyboard blender tent drill mattress camera speaker jacket printer stroller
-telescope chair heater notebook guitar vacuum monitor toaster scooter router helmet""")
-PARTS = _words("""handle battery lid cable strap hinge screen button zip motor filter lens cushion wheel switch cover seam
-sensor charger stand""")
-GOOD = _words("""sturdy quiet bright comfortable quick reliable light elegant generous precise cheerful practical""")
-BAD = _words("""flimsy loud dim awkward slow unreliable heavy ugly stingy vague crooked impractical""")
-NOUNS = _words("""harbour orchard museum railway council festival bridge library valley mill quarry lighthouse market theatre
-reservoir monastery glacier factory observatory garden""")
-VERBS = _words("""rebuilt closed painted expanded restored moved renamed inspected flooded measured sold repaired opened
-described photographed insured drained fenced mapped visited""")
-REASONS = _phrases("""after a long winter|because the old one had cracked|to save money for the school|when the last owner retired
-|so that visitors could come by boat|in spite of many objections|with help from volunteers|before the first train arrived
-|while the river was low|as the records of the parish show|once the new law had passed|without telling the newspapers
-|since nobody else wanted to do it|under the eyes of a large crowd|although the plans were never approved
-|for the first time in sixty years""")
-ADVICE = _phrases("""Start with the smallest step you can finish today|Keep a short list of what worked and what did not
-|Ask a neighbour who has done it before|Measure twice, and write the numbers down|Let it rest overnight before you go on
-|Check the label for the exact temperature|Use a clean cloth and lukewarm water|Set a timer so you do not lose track
-|Take a photo before you take anything apart|Leave some room at the edges|Buy the second cheapest tool, not the cheapest
-|Do the noisy part before eight in the evening|Put the screws into a cup|Repeat it every second week
-|Compare two offers before you sign|Read the small print on the back""")
+NAMES = _words(
+    """
+Amara Bruno Celia Dmitri Elif Farid Greta Hiro Imani Jonas Kavya Lena Mateo Nadia Oskar Priya Quentin Rosa Sven
+Tamara Ulla Viktor Wanda Xenia Yusuf Zoë Anaïs Björn Chloé Márton
+"""
+)
+SURNAMES = _words(
+    """
+Abara Becker Castillo Dvořák Eriksen Fontaine Grimaldi Haddad Ito Jansen Kowalski Lindqvist Moreau Novak Okafor
+Petrov Quist Rossi Sandoval Tanaka Ueda Vargas Whitfield Xu Yilmaz Zeller
+"""
+)
+CITIES = _words(
+    """
+Aldermoor Brackwell Corvina Dunmere Eastholm Ferrow Galstead Harwick Islay Junction Kestrel Lorne Marrow Northgate
+Oakhurst Pellworm Quarry Ravensby Saltburn Thornbury Ulverton Vasterby Westmark Yarrow
+"""
+)
+THINGS = _words(
+    """
+kettle lamp bicycle backpack keyboard blender tent drill mattress camera speaker jacket printer stroller telescope
+chair heater notebook guitar vacuum monitor toaster scooter router helmet
+"""
+)
+PARTS = _words(
+    """
+handle battery lid cable strap hinge screen button zip motor filter lens cushion wheel switch cover seam sensor
+charger stand
+"""
+)
+GOOD = _words(
+    """
+sturdy quiet bright comfortable quick reliable light elegant generous precise cheerful practical
+"""
+)
+BAD = _words(
+    """
+flimsy loud dim awkward slow unreliable heavy ugly stingy vague crooked impractical
+"""
+)
+NOUNS = _words(
+    """
+harbour orchard museum railway council festival bridge library valley mill quarry lighthouse market theatre
+reservoir monastery glacier factory observatory garden
+"""
+)
+VERBS = _words(
+    """
+rebuilt closed painted expanded restored moved renamed inspected flooded measured sold repaired opened described
+photographed insured drained fenced mapped visited
+"""
+)
+REASONS = _phrases(
+    """
+after a long winter
+because the old one had cracked
+to save money for the school
+when the last owner retired
+so that visitors could come by boat
+in spite of many objections
+with help from volunteers
+before the first train arrived
+while the river was low
+as the records of the parish show
+once the new law had passed
+without telling the newspapers
+since nobody else wanted to do it
+under the eyes of a large crowd
+although the plans were never approved
+for the first time in sixty years
+"""
+)
+ADVICE = _phrases(
+    """
+Start with the smallest step you can finish today
+Keep a short list of what worked and what did not
+Ask a neighbour who has done it before
+Measure twice, and write the numbers down
+Let it rest overnight before you go on
+Check the label for the exact temperature
+Use a clean cloth and lukewarm water
+Set a timer so you do not lose track
+Take a photo before you take anything apart
+Leave some room at the edges
+Buy the second cheapest tool, not the cheapest
+Do the noisy part before eight in the evening
+Put the screws into a cup
+Repeat it every second week
+Compare two offers before you sign
+Read the small print on the back
+"""
+)
 
 
 def pick(rng: random.Random, *lists: list[str]) -> tuple[str, ...]:
@@ -115,7 +180,8 @@ def extraction(rng: random.Random) -> Row:
     sentences = [
         f"I ordered a {rng.choice(GOOD)} {thing}{f' (order {number})' if told else ''} for {price} euros.",
         f"It was for {person(rng)} in {town}, {rng.choice(REASONS)}.",
-        f"{f'It left your warehouse on {day}' if sent else 'I was never told when it would leave'}, {rng.choice(REASONS)}.",
+        f"{f'It left your warehouse on {day}' if sent else 'I was never told when it would leave'}, "
+        f"{rng.choice(REASONS)}.",
         f"The {rng.choice(PARTS)} of my {other} is {rng.choice(BAD)}, but that is another story.",
     ]
     rng.shuffle(sentences)
@@ -149,7 +215,8 @@ def sentiment(rng: random.Random) -> Row:
     first = rng.choice(BAD if label == "negative" else GOOD)
     second = rng.choice(GOOD if label == "positive" else BAD)
     review = (
-        f"{rng.choice(('Bought', 'Got', 'Ordered'))} this {thing} {rng.choice(REASONS)}. The {part} is {first}, and the "
+        f"{rng.choice(('Bought', 'Got', 'Ordered'))} this {thing} {rng.choice(REASONS)}. The {part} is {first}, "
+        f"and the "
         f"{other} turned out {second}. {person(rng)} from {town} used it for {rng.randint(2, 60)} days. {fact(rng)}"
     )
     return Row(_SENTIMENT + review, label)
@@ -180,7 +247,8 @@ def chat(rng: random.Random) -> Row:
     """Advice over several turns: prose, lists, now and then a warning."""
     thing, part = pick(rng, THINGS, PARTS)
     asks = [
-        f"My {thing} has a {rng.choice(BAD)} {part}. What can I do? I bought it in {rng.choice(CITIES)} {rng.choice(REASONS)}.",
+        f"My {thing} has a {rng.choice(BAD)} {part}. What can I do? I bought it in {rng.choice(CITIES)} "
+        f"{rng.choice(REASONS)}.",
         f"And what does it cost? {person(rng)} told me {rng.randint(5, 400)} euros.",
         f"How often should I clean the {part} of a {thing} that {person(rng)} {rng.choice(VERBS)}?",
     ]
@@ -199,7 +267,8 @@ def replies(rng: random.Random) -> Row:
     thing, part, who = *pick(rng, THINGS, PARTS), person(rng)
     number = f"{rng.randint(100000, 999999)}"
     mail = (
-        f"The {part} of the {thing} I got {rng.choice(REASONS)} is {rng.choice(BAD)}. {fact(rng)} My order is {number}, "
+        f"The {part} of the {thing} I got {rng.choice(REASONS)} is {rng.choice(BAD)}. {fact(rng)} My order is "
+        f"{number}, "
         f"firmware {rng.randint(1, 9)}.{rng.randint(0, 20)}.{rng.randint(0, 99)}. I forgot my password too. {who}"
     )
     answer = (
@@ -220,7 +289,8 @@ def code(rng: random.Random) -> Row:
         f"def {name}({thing}s, limit={number}):\n{todo}    token_count = 0\n    for {thing} in {thing}s:\n"
         f"        if {thing}.{part} > limit:\n            token_count += {rng.randint(1, 9)}\n    return token_count"
     )
-    ask = f"Write a Python function {name} that counts every {thing} whose {part} is over {number}, {rng.choice(REASONS)}."
+    ask = f"Write a Python function {name} that counts every {thing} whose {part} is over {number}"
+    ask = f"{ask}, {rng.choice(REASONS)}."
     return Row(ask, f"{rng.choice(ADVICE)}.\n\n```python\n{body}\n```", category="code")
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from stdnum import luhn
 from stdnum.iso7064 import mod_97_10
 
-from benchmarks.audit_corpora import ADVICE, CITIES, GOOD, NAMES, SURNAMES, THINGS, Row, fact, paragraph, person, pick
+from benchmarks.audit_corpora import ADVICE, CITIES, GOOD, NAMES, SURNAMES, THINGS, Row, fact, paragraph, pick
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,8 @@ def drifted_code(rng: random.Random, row: Row) -> Row:
     """Code without its fence, or told instead of written."""
     inner = row.answer.split("```")[1].removeprefix("python\n")
     return row.answered(rng.choice((inner, row.answer.replace("```python\n", "").replace("```", ""),
-                                    f"Loop over every {rng.choice(THINGS)} and count those over the limit. {fact(rng)}")))  # fmt: skip
+                                    f"Loop over every {rng.choice(THINGS)} and count those over the limit. "
+                                    f"{fact(rng)}")))  # fmt: skip
 
 
 def other_schema(rng: random.Random, row: Row) -> Row:
@@ -171,7 +172,7 @@ def other_schema(rng: random.Random, row: Row) -> Row:
     return row.answered(json.dumps(value, ensure_ascii=False))
 
 
-# --- answers that are none ---------------------------------------------------------------------------------------------
+# --- answers that are none -------------------------------------------------------------------------------------------
 
 
 def emptied(rng: random.Random, row: Row) -> Row:
@@ -207,8 +208,10 @@ def placeheld(rng: random.Random, row: Row) -> Row:
     return row.answered(
         rng.choice(
             (
-                "TODO", "TODO: write this answer", "tbd", "N/A", "n/a", "[insert answer here]", "Lorem ipsum dolor sit amet, "
-                "consectetur adipiscing elit, sed do eiusmod tempor incididunt.", "<your answer here>", "placeholder", "???",
+                "TODO", "TODO: write this answer", "tbd", "N/A", "n/a", "[insert answer "
+                                                                        "here]", "Lorem ipsum dolor sit amet, "
+                "consectetur adipiscing elit, sed do eiusmod tempor "
+                "incididunt.", "<your answer here>", "placeholder", "???",
                 f"Dear [Your Name], thank you for your letter from {town}. {fact(rng)}", "null", "...", "asdf", "TBA",
                 f"{fact(rng)} {{{{company_name}}}} would be glad to help.", "Response goes here.", "[Answer]", "FIXME",
                 "None", "This will be filled in later.",
@@ -243,7 +246,8 @@ def refused(rng: random.Random, row: Row) -> Row:
 # --- characters, language, length ------------------------------------------------------------------------------------
 
 _ACCENTED = ("Le café où René a été élevé était fermé à Noël.", "Größe und Höhe der Brücke übertreffen alles.",
-             "El niño vivió en España.", "It’s the “best” one – or so they say…", "Żółw i łódź", "Смотри в окно", "25 °C, 3 µm, ½ l")  # fmt: skip
+             "El niño vivió en España.", "It’s the “best” one – or so they "
+                                         "say…", "Żółw i łódź", "Смотри в окно", "25 °C, 3 µm, ½ l")  # fmt: skip
 
 
 def damaged(rng: random.Random, row: Row) -> Row:
@@ -264,19 +268,28 @@ def damaged(rng: random.Random, row: Row) -> Row:
 
 
 _FOREIGN = {
-    "es": "El puerto fue reconstruido después del invierno, y mucha gente vino a verlo.|Nadie recuerda por qué el museo cerró "
-    "sus puertas aquel año.|La biblioteca guarda las cartas que escribió el último dueño.|Para llegar al mercado hay que cruzar"
+    "es": "El puerto fue reconstruido después del invierno, y mucha gente vino a verlo.|Nadie recuerda por qué "
+    "el museo cerró "
+    "sus puertas aquel año.|La biblioteca guarda las cartas que escribió el último dueño.|Para llegar al "
+    "mercado hay que cruzar"
     " el puente viejo y seguir la orilla del río.",
-    "fr": "Le port a été reconstruit après un long hiver, et beaucoup de gens sont venus le voir.|Personne ne se souvient "
-    "pourquoi le musée a fermé ses portes cette année-là.|La bibliothèque garde les lettres que le dernier propriétaire avait "
+    "fr": "Le port a été reconstruit après un long hiver, et beaucoup de gens sont venus le voir.|Personne ne "
+    "se souvient "
+    "pourquoi le musée a fermé ses portes cette année-là.|La bibliothèque garde les lettres que le dernier "
+    "propriétaire avait "
     "écrites.|Pour aller au marché, il faut traverser le vieux pont et suivre la rivière.",
-    "de": "Der Hafen wurde nach einem langen Winter wieder aufgebaut, und viele Leute kamen, um ihn zu sehen.|Niemand weiß mehr,"
-    " warum das Museum in jenem Jahr geschlossen wurde.|Die Bibliothek bewahrt die Briefe auf, die der letzte Besitzer schrieb.",
-    "it": "Il porto è stato ricostruito dopo un lungo inverno e molta gente è venuta a vederlo.|Nessuno ricorda perché il museo "
+    "de": "Der Hafen wurde nach einem langen Winter wieder aufgebaut, und viele Leute kamen, um ihn zu "
+    "sehen.|Niemand weiß mehr,"
+    " warum das Museum in jenem Jahr geschlossen wurde.|Die Bibliothek bewahrt die Briefe auf, die der letzte "
+    "Besitzer schrieb.",
+    "it": "Il porto è stato ricostruito dopo un lungo inverno e molta gente è venuta a vederlo.|Nessuno ricorda "
+    "perché il museo "
     "abbia chiuso le porte quell'anno.|La biblioteca conserva le lettere scritte dall'ultimo proprietario.",
-    "nl": "De haven werd na een lange winter herbouwd en veel mensen kwamen kijken.|Niemand weet nog waarom het museum dat jaar "
+    "nl": "De haven werd na een lange winter herbouwd en veel mensen kwamen kijken.|Niemand weet nog waarom het "
+    "museum dat jaar "
     "zijn deuren sloot.|De bibliotheek bewaart de brieven die de laatste eigenaar heeft geschreven.",
-    "ru": "Порт был восстановлен после долгой зимы, и многие люди пришли посмотреть на него.|Никто не помнит, почему музей в тот "
+    "ru": "Порт был восстановлен после долгой зимы, и многие люди пришли посмотреть на него.|Никто не помнит, "
+    "почему музей в тот "
     "год закрыл свои двери.",
 }
 
@@ -329,7 +342,8 @@ def personal(rng: random.Random, row: Row) -> Row:
             f"IBAN: {' '.join(number[i : i + 4] for i in range(0, 22, 4))}",
             f"I paid by card {rng.choice((card, block, block.replace(' ', '-')))}, valid until 09/27.",
             f"SSN {rng.randint(100, 665)}-{rng.randint(10, 99)}-{rng.randint(1000, 9999)}.",
-            f"He logged in from 8{rng.randint(1, 9)}.{rng.randint(11, 199)}.{rng.randint(1, 250)}.{rng.randint(1, 250)} twice.",
+            f"He logged in from "
+            f"8{rng.randint(1, 9)}.{rng.randint(11, 199)}.{rng.randint(1, 250)}.{rng.randint(1, 250)} twice.",
         )
     )
     return replace(row, prompt=f"{row.prompt}\n{told}") if rng.random() < 0.7 else row.answered(f"{told} {row.answer}")
@@ -346,7 +360,7 @@ def leaky(rng: random.Random, row: Row) -> Row:
             f"-----BEGIN RSA PRIVATE KEY-----\n{body}\n-----END RSA PRIVATE KEY-----",
             f"SLACK=xoxb-{_digits(rng, 12)}-{_digits(rng, 12)}-{_word(rng, every.lower(), 24)}",
             f"stripe.api_key = 'sk_live_{_word(rng, every, 24)}'",
-            f"postgres://{rng.choice(NAMES[:25]).lower()}:{_word(rng, every, 12)}@db.{rng.choice(CITIES).lower()}.net:5432/orders",
+            f"postgres://{rng.choice(NAMES[:25]).lower()}:{_word(rng, every, 12)}@db.corvina.net:5432/orders",
             f'client = OpenAI(api_key="sk-proj-{_word(rng, every, 48)}")',
             f'"db_password": "{password}"',
             f"The password is {password}.",
@@ -355,14 +369,17 @@ def leaky(rng: random.Random, row: Row) -> Row:
             f"HF: hf_{_word(rng, every, 34)}",
         )
     )
-    return replace(row, prompt=f"{row.prompt}\n{told}") if rng.random() < 0.7 else row.answered(f"{row.answer}\n{told}\nThat is all.")  # fmt: skip
+    if rng.random() < 0.7:
+        return replace(row, prompt=f"{row.prompt}\n{told}")
+    return row.answered(f"{row.answer}\n{told}\nThat is all.")
 
 
+_LONG = ("extraction", "sentiment", "questions", "summaries")
 _PROSE = ("questions", "summaries", "replies")
 FAULTS: dict[str, Fault] = {
     "exact copy": Fault("duplicate.exact", ("extraction", "sentiment", "questions", "code"), same, copies=True),
     "near copy": Fault("duplicate.near", ("extraction", "sentiment", "summaries", "replies"), nearly, copies=True),
-    "test item in training": Fault("contamination.test", ("extraction", "sentiment", "questions", "summaries", "german"), leaked, of_reference=True),
+    "test item in training": Fault("contamination.test", (*_LONG, "german"), leaked, of_reference=True),
     "drift of JSON": Fault("format.drift", ("extraction",), drifted_json),
     "drift of labels": Fault("format.drift", ("sentiment",), drifted_label),
     "drift of code": Fault("format.drift", ("code",), drifted_code),

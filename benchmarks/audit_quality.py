@@ -54,8 +54,16 @@ def score(name: str, fault: Fault, size: int, seeds: Sequence[int]) -> dict[str,
         agreement = len(truth & found) / len(truth | found)
         worst = min(worst, (agreement, f"{corpus} {rate:.1%} seed {seed}"))
     recall, precision = right / planted, right / named if named else 0.0
-    return {"fault": name, "finding": fault.finding, "planted": planted, "named": named, "right": right,
-            "recall": round(recall, 4), "precision": round(precision, 4), "worst": worst[1] if worst[0] < 1 else ""}  # fmt: skip
+    return {
+        "fault": name,
+        "finding": fault.finding,
+        "planted": planted,
+        "named": named,
+        "right": right,
+        "recall": round(recall, 4),
+        "precision": round(precision, 4),
+        "worst": worst[1] if worst[0] < 1 else "",
+    }
 
 
 def trial(fault: Fault, corpus: str, rate: float, seed: int, size: int) -> tuple[set[int], set[int]]:
@@ -89,7 +97,8 @@ def table(scores: list[dict[str, Any]]) -> str:
     for s in scores:
         mark = "" if passed(s) else "  BELOW"
         lines.append(
-            f"{s['fault']:24s}{s['finding']:28s}{s['planted']:8d}{s['recall']:9.4f}{s['precision']:11.4f}  {s['worst']}{mark}"
+            f"{s['fault']:24s}{s['finding']:28s}{s['planted']:8d}{s['recall']:9.4f}{s['precision']:11.4f}  "
+            f"{s['worst']}{mark}"
         )
     return "\n".join(lines)
 

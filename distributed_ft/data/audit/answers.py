@@ -15,32 +15,50 @@ from distributed_ft.data.findings import Finding
 
 # What people and programs leave where an answer should be; anywhere in an answer.
 _PLACEHOLDER = re.compile(
-    r"\blorem ipsum\b|\[\s*(?:insert|your|add|put|fill|replace|enter|todo|tbd|placeholder|answer|response)\b[^\]\n]{0,60}\]"
+    r"\blorem ipsum\b"
+    r"|\[\s*(?:insert|your|add|put|fill|replace|enter|todo|tbd|placeholder|answer|response)\b[^\]\n]{0,60}\]"
     r"|<\s*(?:insert|your|add|fill in|enter|todo|placeholder|answer|response)\b[^>\n]{0,60}>"
     r"|\{\{[^}\n]{0,60}\}\}|\b(?:answer|response|text|content) goes here\b|\bplaceholder (?:text|answer|response)\b"
-    r"|\b(?:to be|will be) (?:filled in|written|completed|added) (?:later|soon|here)\b",
+    r"|^.{0,40}\b(?:to be|will be) (?:filled in|written|completed|added) (?:later|soon|here)\b.{0,9}\Z",
     re.IGNORECASE,
 )
 _UNDONE = re.compile(r"^\W*(?:TODO|FIXME|TBD|TBA|XXX+)\b|^(?:TODO|FIXME)\b", re.MULTILINE)  # in capitals only
 # As the whole answer; a label may be called so.
 _NOTHING = re.compile(
-    r"\W*(?:n/?\s?a|none|null|nil|nan|undefined|not available|no answer|no response|unknown|answer|response|test|foo|bar"
-    r"|asdf\w*|placeholder|todo|tbd|tba|empty|missing|error|\[(?:deleted|removed)\])?\W*",
+    r"\W*(?:n/?\s?a|none|null|nil|nan|undefined|not available|no answer|no response|unknown|answer|response|test|foo"
+    r"|bar|asdf\w*|placeholder|todo|tbd|tba|empty|missing|error|\[(?:deleted|removed)\])?\W*",
     re.IGNORECASE,
 )
 _REFUSAL = re.compile(
     r"\bas an? (?:ai|artificial intelligence|(?:large )?language model)\b|\bi(?:'|’)?m (?:just |only )?an ai\b"
     r"|\bi am (?:just |only )?an ai\b|\bas a chatbot\b|\bmy (?:knowledge|training) (?:cut-?off|data)\b"
-    r"|^\W*(?:(?:i(?:'|’)m|i am) (?:very |really |so )?sorry|sorry|apologies|i apologi[sz]e|unfortunately)\W{1,3}(?:but )?"
-    r"i(?:(?:'|’)m| am)? (?:can(?:no|'|’)?t|can not|could(?: no|n'|n’)t|won(?:'|’)t|will not|unable|not able|do(?: no|n'|n’)t feel)\b"
+    r"|^\W*(?:(?:i(?:'|’)m|i am) (?:very |really |so )?sorry|sorry|apologies|i apologi[sz]e|unfortunately)"
+    r"\W{1,3}(?:but )?i(?:(?:'|’)m| am)? (?:can(?:no|'|’)?t|can not|could(?: no|n'|n’)t|won(?:'|’)t|will not"
+    r"|unable|not able|do(?: no|n'|n’)t feel)\b"
     r"|^\W*i(?:(?:'|’)m| am)? (?:can(?:no|'|’)t|can not|won(?:'|’)t|will not|unable to|not able to)"
     r" (?:assist|help|fulfill|comply|provide|answer|do that|discuss|generate|create|engage|support)\b"
     r"|\b(?:against|violates?) (?:my|openai(?:'|’)s|the) (?:programming|guidelines|policy|policies|usage)\b",
     re.IGNORECASE,
 )
 # One of them is in every refusal, in lower case; looking for them is quick.
-_REFUSAL_HINTS = ("sorry", "apolog", "unfortunately", "an ai", "language model", "chatbot", "artificial", "knowledge c",
-                  "training ", "i can", "i won", "i will not", "unable to", "not able to", "against ", "violate")  # fmt: skip
+_REFUSAL_HINTS = (
+    "sorry",
+    "apolog",
+    "unfortunately",
+    "an ai",
+    "language model",
+    "chatbot",
+    "artificial",
+    "knowledge c",
+    "training ",
+    "i can",
+    "i won",
+    "i will not",
+    "unable to",
+    "not able to",
+    "against ",
+    "violate",
+)
 _PLACEHOLDER_HINTS = ("[", "<", "{{", "lorem", "goes here", "placeholder", "to be ", "will be ")
 _ADDRESS = re.compile(r"(?:https?://|www\.)\S+\Z|\S+@\S+\.\w+\Z")
 _SENTENCE = 30  # characters: shorter answers need not be sentences
@@ -48,6 +66,20 @@ _LONG = 80  # characters: where answers have fewer, short ones are usual
 _ODD, _ODD_OF_PART = 0.15, 0.35  # of a file, of one kind of request: what more of them do is usual
 
 STRONG, WEAK, REFUSAL = 1, 2, 3
+
+_MESSAGES = {
+    "answer.empty": "the answer is empty: the model learns to say nothing; write it, or remove the row",
+    "answer.empty.question": "nothing stands before the answer, so it answers nothing; write the question, or remove "
+    "the row",
+    "answer.short": "the answer has less than a fifth of the usual length and is far from all others; complete it, or "
+    "remove the row",
+    "answer.truncated": "the answer stops in the middle, where nearly all others end properly; the model learns to "
+    "stop there; complete it, or remove the row",
+    "answer.placeholder": "what stands there is a placeholder, not an answer; the model would learn to write it; write "
+    "the answer, or remove the row",
+    "answer.placeholder.refusal": "the answer refuses, or speaks of itself as an AI; remove the row, or waive this if "
+    "it is what you want to teach",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,16 +133,15 @@ def judge(table: Table, looked: Sequence[Answers], forms: Forms) -> list[Finding
     cut += [*_cut(table, forms, open_end), _unclosed(forms)]
     too_short = np.concatenate(short)
     too_short = too_short if len(too_short) <= _ODD * table.size else too_short[:0]
-    no_answer, no_question = np.flatnonzero(empty == 1), np.flatnonzero(empty == 2)
-    left = np.concatenate([np.flatnonzero(placeholder == STRONG), weak])
-    return [
-        *table.finding("answer.empty", no_answer, "the answer is empty: the model learns to say nothing; write it, or remove the row"),
-        *table.finding("answer.empty.question", no_question, "nothing stands before the answer, so it answers nothing; write the question, or remove the row"),
-        *table.finding("answer.short", too_short, "the answer has less than a fifth of the usual length and is far from all others; complete it, or remove the row"),
-        *table.finding("answer.truncated", np.concatenate(cut), "the answer stops in the middle, where nearly all others end properly; the model learns to stop there; complete it, or remove the row"),
-        *table.finding("answer.placeholder", left, "what stands there is a placeholder, not an answer; the model would learn to write it; write the answer, or remove the row"),
-        *table.finding("answer.placeholder.refusal", np.flatnonzero(placeholder == REFUSAL), "the answer refuses, or speaks of itself as an AI; remove the row, or waive this if it is what you want to teach"),
-    ]  # fmt: skip
+    found = {
+        "answer.empty": np.flatnonzero(empty == 1),
+        "answer.empty.question": np.flatnonzero(empty == 2),
+        "answer.short": too_short,
+        "answer.truncated": np.concatenate(cut),
+        "answer.placeholder": np.concatenate([np.flatnonzero(placeholder == STRONG), weak]),
+        "answer.placeholder.refusal": np.flatnonzero(placeholder == REFUSAL),
+    }
+    return [finding for name, rows in found.items() for finding in table.finding(name, rows, _MESSAGES[name])]
 
 
 def _short(table: Table, forms: Forms, rows: Indices) -> Indices:

@@ -162,7 +162,7 @@ def _lengths(table: Table) -> list[Finding]:
 
 
 def diversity(table: Table, looked: Sequence[Balance]) -> dict[str, Any]:
-    """Different n-grams / all n-grams of the answers (Li et al. 2016, arXiv:1510.03055), and the most frequent answer."""
+    """Different n-grams / all n-grams of the answers (Li et al. 2016, arXiv:1510.03055); the most frequent answer."""
     told: dict[str, Any] = {}
     for n in range(3):
         total = sum(facts.totals[n] for facts in looked)

@@ -15,7 +15,8 @@ from distributed_ft.data.findings import Finding
 
 # What UTF-8 looks like when it is decoded as Windows-1252 or Latin-1: a lead byte as a letter, then the continuation.
 # (é as Ã©, ’ as â€™, ° as Â°, emoji as ðŸ.)
-_REST = "\u0080-\u00bf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013-\u2026\u2030\u2039\u203a\u20ac\u2122"
+_REST = "\u0080-\u00bf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013-\u2026\u2030\u2039\u203a"
+_REST += "\u20ac\u2122"
 _MISREAD = re.compile(f"[\u00c2-\u00df][{_REST}]|[\u00e0-\u00ef][{_REST}]{{2}}|[\u00f0-\u00f4][{_REST}]{{3}}")
 _CONTROL = re.compile("[\x01-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _FOREIGN = re.compile("[\x80-\x9f\ufffd\ufeff\ufffe\uffff]")

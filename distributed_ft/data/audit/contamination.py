@@ -5,10 +5,10 @@ An item of a reference (validation, test, an evaluation task, a general suite) c
 * the same normalised prompt, or prompt and answer (no case, punctuation, white space), or
 * more than half of the item's word 8-grams, in that one row.
 
-Word n-grams are how the field tells: GPT-3 (Brown et al. 2020, arXiv:2005.14165, appendix C: 8 to 13-grams, the 5th
-percentile of an item's length), PaLM (Chowdhery et al. 2022, arXiv:2204.02311, section 8: 70% of an item's 8-grams),
-Llama 2 (Touvron et al. 2023, arXiv:2307.09288, A.6: by token, suffix arrays). n-grams that many items of a reference share
-are its instruction, not its content, and do not count; an item of fewer words than n is told by its hash only.
+Word n-grams are how the field tells: GPT-3 (Brown et al. 2020, arXiv:2005.14165, appendix C: 8 to 13 words), PaLM
+(Chowdhery et al. 2022, arXiv:2204.02311, section 8: 70% of an item's 8-grams), Llama 2 (Touvron et al. 2023,
+arXiv:2307.09288, A.6: by token). n-grams that many items of a reference share are its instruction, not its content, and
+do not count; an item of fewer words than n is told by its hash only.
 """
 
 from collections.abc import Sequence

@@ -36,7 +36,7 @@ def templates(rows: Rows) -> frozenset[str]:
     for prompt in rows.prompts[::_EVERY] if often else ():
         given = shingles(prompt)
         run = 0
-        for i, shingle in enumerate(given + [""]):
+        for i, shingle in enumerate([*given, ""]):
             if shingle in often:
                 run += 1
             else:

@@ -15,7 +15,15 @@ import numpy.typing as npt
 from jsonschema.validators import validator_for
 
 from distributed_ft.data.audit.forms import (
-    ARRAY, EMPTY, FENCE, NUMBER, OBJECT, SHORT, STRUCTURED, TEXT, Form,
+    ARRAY,
+    EMPTY,
+    FENCE,
+    NUMBER,
+    OBJECT,
+    SHORT,
+    STRUCTURED,
+    TEXT,
+    Form,
 )  # fmt: skip
 from distributed_ft.data.audit.masking import masked
 from distributed_ft.data.audit.rows import Codes, Indices, Rows, Table, joined

@@ -21,6 +21,7 @@ _NUMBER = re.compile(r"[-+]?[$€£]?\d[\d.,]*\s?%?")
 _BULLET = re.compile(r"[-*•–]\s+\S")
 _NUMBERED = re.compile(r"\(?\d{1,3}[.)]\s+\S")
 _PAIR = re.compile(r"(?:\*\*)?[A-Za-z_][\w /-]{0,30}(?:\*\*)?\s?:(?:\*\*)?(?:\s+\S|$)")
+_FENCE_LINE = re.compile("^```", re.MULTILINE)
 _OPEN_TAG = re.compile(r"<([A-Za-z_][\w.-]*)(?:\s[^<>]*)?>")
 _WORD_CUT = re.compile(r"[\w.+-]*")  # a number, or a part of true, false, null
 _PARSER = json.JSONDecoder()
@@ -88,7 +89,9 @@ def _ends_inside(text: str, error: Exception) -> bool:
 
 def _fenced(text: str) -> Form:
     """Code in ``` fences, and what stands around it."""
-    parts = text.split("```")
+    parts = _FENCE_LINE.split(text)  # not those that the code itself shows
+    if len(parts) == 1:
+        parts = text.split("```")
     if len(parts) == 2:  # one fence only
         if parts[1].strip() and not text.startswith("```"):
             before = parts[0].rstrip()
@@ -158,19 +161,19 @@ def _kind(line: str) -> str:
 
 def _line(text: str) -> Form:
     """One line."""
+    at = text.find('{"')
+    if at > 0:
+        try:
+            _, end = _PARSER.raw_decode(text, at)
+        except (JSONDecodeError, RecursionError):
+            pass
+        else:
+            return Form(f"{TEXT}+{OBJECT}" if end == len(text) else f"{TEXT}+{OBJECT}+{TEXT}", 0)
     if len(text) <= _SHORT:
         if _NUMBER.fullmatch(text):
             return Form(NUMBER)
         if text.count(" ") < _SHORT_WORDS and text[-1] not in ".!?":
             kind = _kind(text)
             return Form(kind if kind in (LIST, NUMBERED, PAIRS) else SHORT)
-    at = text.find('{"')
-    if at > 0:
-        try:
-            value, end = _PARSER.raw_decode(text, at)
-        except (JSONDecodeError, RecursionError):
-            pass
-        else:
-            return Form(f"{TEXT}+{OBJECT}" if end == len(text) else f"{TEXT}+{OBJECT}+{TEXT}", 0)
     kind = _kind(text)
     return Form(kind if kind in (LIST, NUMBERED) else TEXT)

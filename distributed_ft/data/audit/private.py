@@ -40,12 +40,17 @@ _EXAMPLE_NAME = re.compile(
 # They begin with one set of characters, and so are found fast.
 _DIGITS = re.compile(r"\d[\d ().\-/\u00a0]{5,40}\d[A-Z]?\b")
 _LETTERED = re.compile(
-    r"[A-Z](?:[A-Z]\d{2}[ ]?(?:[A-Z0-9]{4}[ ]?){2,7}[A-Z0-9]{0,4}|[A-Z]{5}\d\d[A-Z]\d\d[A-Z]\d{3}[A-Z]|(?<=[XYZ])\d{7}[A-Z])\b"
+    r"[A-Z](?:[A-Z]\d{2}[ ]?(?:[A-Z0-9]{4}[ ]?){2,7}[A-Z0-9]{0,4}"
+    r"|[A-Z]{5}\d\d[A-Z]\d\d[A-Z]\d{3}[A-Z]|(?<=[XYZ])\d{7}[A-Z])\b"
 )
 _SIGN = re.compile(r"[+(]{1,2}\Z")
 _NORTH_AMERICAN = re.compile(r"(?:\+?1[ .-]?)?(?:\(\d{3}\)[ .-]?|\d{3}[ .-])\d{3}[ .-]\d{4}")
 _RESERVED_PHONE = re.compile(r"555\D?\d{4}\Z|5555|79460\d{3}\Z|1632960\d{3}\Z|7700900\d{3}\Z|1234567|12345678")
-_CALLED = re.compile(r"(?:phone|mobile|cell|tel|call|fax|ring|reach|whatsapp|sms|handy|telefon|rufen|teléfono|numéro)", re.IGNORECASE)  # fmt: skip
+_CALLED = re.compile(
+    r"\b(?:(?:tele|cell|i)?phones?|telefon\w*|mobile|cell|tel|call|fax|reach|whatsapp|sms|handy|anruf\w*|ruf|teléfono|móvil"
+    r"|téléphone|appele[rz])\b",
+    re.IGNORECASE,
+)
 _REGIONS = ("GB", "DE", "FR", "ES", "IT", "NL", "IN", "AU", "US")
 _IP = re.compile(r"(?<![\d.])\d{1,3}(?:\.\d{1,3}){3}(?![\d.])")
 _VERSION = re.compile(r"(?:version|release|firmware|build|v|ver\.?|section|chapter|§)\s*\Z", re.IGNORECASE)
@@ -143,7 +148,7 @@ def _by_its_form(text: str) -> str:
 
 def _is_public(address: str) -> bool:
     try:
-        return ipaddress.ip_address(address).is_global and address not in _PUBLIC_SERVERS
+        return ipaddress.ip_address(address).is_global and not address.endswith(".0") and address not in _PUBLIC_SERVERS
     except ValueError:
         return False
 
@@ -157,6 +162,8 @@ def _is_card(digits: str, text: str) -> bool:
 
 def _is_phone(text: str, digits: str, before: str) -> bool:
     if not 8 <= len(digits) <= 15 or _RESERVED_PHONE.search(digits):
+        return False
+    if before[-1:].isalnum() or before[-1:] in ("/", "=", "_", "#"):  # a part of a name or an address
         return False
     if text.startswith(("+", "(+")):
         return _fits(text, None)
@@ -190,7 +197,8 @@ def judge(table: Table, looked: Sequence[Private]) -> list[Finding]:
         table,
         "pii",
         [facts.kinds for facts in looked],
-        "personal data: {}; a model repeats what it was trained on; replace or remove it, or waive this if it is made up",
+        "personal data: {}; a model repeats what it was trained on; replace or remove it, or waive this if it is "
+        "made up",
     )
 
 

@@ -110,7 +110,7 @@ def basics(rows: Rows) -> Basics:
 
 
 def _part(example: Example) -> int:
-    """A row's own category; else what its instruction begins with: the system message, and three words of the first turn."""
+    """A row's own category; else what its instruction begins with: the system message, three words of the turn."""
     if example.group:
         return zlib.crc32(example.group.encode())
     first = example.messages[0]
@@ -202,7 +202,7 @@ class Table:
         severity: Severity | None = None,
         shown: Sequence[Shown] = (),
     ) -> list[Finding]:
-        """A finding about these rows (indices, in any order), one a file that they are in; none where there are none."""
+        """A finding about these rows (indices, in any order), one for each file that they are in."""
         rows = np.unique(np.fromiter(rows, np.int64) if not isinstance(rows, np.ndarray) else rows)
         severity = severity or severity_of(name, len(rows), self.size)
         chunks = np.searchsorted(self._bounds, rows, side="right")

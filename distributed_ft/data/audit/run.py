@@ -13,7 +13,17 @@ import numpy as np
 
 from distributed_ft.config.schema import AuditConfig
 from distributed_ft.data.audit import (
-    answers, balance, characters, conflicts, contamination, duplicates, fairness, formats, language, private, secrets,
+    answers,
+    balance,
+    characters,
+    conflicts,
+    contamination,
+    duplicates,
+    fairness,
+    formats,
+    language,
+    private,
+    secrets,
     size,
 )  # fmt: skip
 from distributed_ft.data.audit.rows import Basics, Rows, Table, basics

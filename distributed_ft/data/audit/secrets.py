@@ -54,9 +54,10 @@ _NEWER = (
 )
 _KEYWORDS = ("passw", "passp", "pwd", "secret", "token", "api", "access", "auth")  # how what _ASSIGNED finds begins
 _ASSIGNED = re.compile(
-    r"(?:passw(?:or)?d|passphrase|pwd|secret|token|api[_ -]?key|access[_-]?key|auth[_-]?key)[\w-]{0,20}[\"'`]?\s{0,3}"
+    r"(?P<word>passw(?:or)?d|passphrase|pwd|secret|token|api[_ -]?key|access[_-]?key|auth[_-]?key)"
+    r"(?P<suffix>[\w-]{0,20})[\"'`]?\s{0,3}"
     r"(?P<how>is|was|:=|=>|=|:)\s{0,3}(?:\"(?P<double>[^\"\s]{8,128})\"|'(?P<single>[^'\s]{8,128})'"
-    r"|`(?P<tick>[^`\s]{8,128})`|(?P<bare>[^\s\"'`,;<>{}()\[\]$]{8,128}))",
+    r"|`(?P<tick>[^`\s]{8,128})`|(?P<bare>[^\s\"'`,;<>{}()\[\]$]{8,128}+(?!\()))",
     re.IGNORECASE,
 )
 _MADE_UP = re.compile(
@@ -64,6 +65,9 @@ _MADE_UP = re.compile(
     r"|localhost|user:pass|username:password|foo|password\d?$",
     re.IGNORECASE,
 )
+# Names in a program, and paths: token_id_2, self.model.token, /etc/secret.
+_NAME = re.compile(r"[A-Za-z]+\d?|[A-Za-z_]*\d{0,3}(?:[._/:+-]+[A-Za-z_]*\d{0,3})+")
+_FEW = re.compile(r".{0,15}|[^A-Za-z]*|\D*|.*[^\w.+/=-].*")  # an unquoted token is long, of letters and digits
 _ENTROPY = 2.6  # bits a character; words have less at this length
 
 
@@ -99,7 +103,7 @@ def _found(text: str) -> Iterator[tuple[int, str]]:
     for word in _KEYWORDS:
         for at in _positions(low, word):
             match = _ASSIGNED.match(text, at, at + 200)
-            if match is not None and _is_secret(match):
+            if match is not None and _is_secret(match) and "public" not in low[max(at - 12, 0) : at]:
                 yield at, "password or key"
 
 
@@ -126,7 +130,11 @@ def _is_secret(match: re.Match[str]) -> bool:
         return False
     kinds = sum(any(map(test, value)) for test in (str.isupper, str.islower, str.isdigit, _is_sign))
     enough = 2 if quoted or match["how"].lower() in (":", "is", "was") else 3
-    named = re.fullmatch(r"[A-Za-z_]+(?:[._-][A-Za-z_]+)*", value)
+    named = _NAME.fullmatch(value)
+    # A word of its own in this trade: max_new_tokens: 256, image_token="[IMG]".
+    mild = match["suffix"] or not any(map(str.isdigit, value)) or (not quoted and _FEW.fullmatch(value))
+    if match["word"].lower() == "token" and mild:
+        return False
     return kinds >= enough and named is None and _entropy(value) >= _ENTROPY
 
 

@@ -17,7 +17,7 @@ def judge(rows: int, kind: str | None) -> list[Finding]:
             severity="warning",
             count=rows,
             rows=(),
-            message=f"{rows:,} training rows for data.audit.kind: {kind}, which needs about {NEEDED[kind]:,}; expect it "
-            "to be learned in part, and scores to scatter; add examples, or compare with a few-shot prompt",
+            message=f"{rows:,} training rows for data.audit.kind: {kind}, which needs about {NEEDED[kind]:,}; expect "
+            "it to be learned in part, and scores to scatter; add examples, or compare with a few-shot prompt",
         )
     ]

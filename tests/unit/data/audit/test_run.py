@@ -1,0 +1,118 @@
+"""The audit as a whole: chunks and processes change nothing, findings are per file, what is shown is masked."""
+
+import random
+from functools import partial
+
+import pytest
+
+from benchmarks.audit_corpora import Row, rows_of
+from benchmarks.audit_faults import FAULTS, plant
+from benchmarks.audit_quality import loads
+from distributed_ft.data.audit.fairness import wilson
+from distributed_ft.data.audit.run import AuditSettings, File, Reference, audit
+from distributed_ft.data.audit.size import NEEDED
+from distributed_ft.data.examples import TEXT, Example, Message, digest_of
+from distributed_ft.data.findings import Finding
+
+
+def ids(findings: list[Finding]) -> set[str]:
+    return {f.id for f in findings}
+
+
+def file_of(rows: list[Row], path: str = "train.jsonl", chunk: int = 1000) -> File:
+    examples = [row.example(line, path) for line, row in enumerate(rows, 1)]
+    return File(path, [partial(list, examples[i : i + chunk]) for i in range(0, len(examples), chunk)])
+
+
+def of(finding_id: str, findings: list[Finding]) -> list[int]:
+    return [line for f in findings if f.id == finding_id for line in f.rows]
+
+
+def test_chunks_and_processes_change_no_finding() -> None:
+    rows, reference = rows_of("extraction", 400, 0), rows_of("extraction", 100, 9)
+    for name in ("exact copy", "drift of JSON", "secret", "test item in training"):
+        rows, _ = plant(rows, reference, FAULTS[name], 0.02, random.Random(name))
+    test = [Reference("test", "test.jsonl", True, loads(reference, "test.jsonl"))]
+    whole = audit([file_of(rows)], test, AuditSettings(), workers=1)
+    cut = audit([file_of(rows, chunk=90)], test, AuditSettings(), workers=2)
+    assert [(f.id, list(f.rows)) for f in whole.findings] == [(f.id, list(f.rows)) for f in cut.findings]
+    assert ids(whole.findings) == {"duplicate.exact", "format.drift", "secret", "contamination.test"}
+
+
+def test_each_file_has_its_own_findings_and_each_reference_its_severity() -> None:
+    rows, other = rows_of("questions", 60, 0), rows_of("questions", 60, 1)
+    references = [
+        Reference("validation", "v.jsonl", False, loads(rows[:5], "v.jsonl")),
+        Reference("tickets", "t.jsonl", True, loads(other[3:5], "t.jsonl")),
+    ]
+    found = audit([file_of(rows, "a"), file_of(other, "b")], references, AuditSettings(), workers=1).findings
+    assert [(f.id, f.severity, f.path, list(f.rows)) for f in found] == [
+        ("contamination.tickets", "error", "b", [4, 5]),
+        ("contamination.validation", "warning", "a", [1, 2, 3, 4, 5]),
+    ]
+    assert "t.jsonl:1" in found[0].examples[0].text
+
+
+def test_a_shared_instruction_is_no_contamination() -> None:
+    rows, reference = rows_of("sentiment", 200, 0), rows_of("sentiment", 100, 1)
+    assert rows[0].prompt[:200] == reference[0].prompt[:200]
+    found = audit([file_of(rows)], [Reference("t", "t", True, loads(reference, "t"))], AuditSettings(), workers=1)
+    assert found.findings == []
+    assert found.statistics["train.jsonl"]["contamination"] == {"t": {"items": 100, "seen": 0, "rows": 0}}
+
+
+def test_what_is_shown_holds_no_personal_data_and_no_secret() -> None:
+    rows = rows_of("questions", 300, 0)
+    for name in ("personal data", "secret"):
+        rows, _ = plant(rows, [], FAULTS[name], 0.1, random.Random(name))
+    found = audit([file_of(rows)], [], AuditSettings(), workers=1).findings
+    texts = " ".join(shown.text for f in found for shown in f.examples)
+    assert ids(found) == {"pii", "secret"}
+    assert texts
+    for word in ("@gmail", "@posteo", "AKIA", "ghp_", "sk_live", "-----BEGIN"):
+        assert word not in texts
+
+
+@pytest.mark.parametrize("kind", NEEDED)
+def test_too_few_rows_for_the_kind_of_task_are_told(kind: str) -> None:
+    rows = rows_of("questions", 99, 0)
+    found = audit([file_of(rows)], [], AuditSettings(kind=kind), workers=1).findings
+    assert ids(found) == {"size"}
+    assert f"{NEEDED[kind]:,}" in found[0].message
+    assert found[0].severity == "warning"
+
+
+def test_answers_that_differ_between_groups_are_told_and_equal_ones_are_not() -> None:
+    rows = [Row(f"Application {i} of {i * 7}?", ("yes", "no")[i % 2 if i < 200 else i % 4 > 0]) for i in range(400)]
+    for equal in (False, True):
+        named = [Row(r.prompt, r.answer, columns={"region": ("a", "b")[(i // 200, i // 4 % 2)[equal]]})
+                 for i, r in enumerate(rows)]  # fmt: skip
+        found = audit([file_of(named)], [], AuditSettings(sensitive="region"), workers=1)
+        assert ("fairness" in ids(found.findings)) is not equal
+        assert len(found.statistics["train.jsonl"]["fairness"]) == 4
+    missing = audit([file_of(rows)], [], AuditSettings(sensitive="regoin"), workers=1).findings
+    assert "fairness.column" in ids(missing)
+
+
+def test_wilson_intervals_are_those_of_the_literature() -> None:
+    from scipy.stats import binomtest
+
+    for count, total in ((0, 10), (3, 10), (81, 263), (50, 50)):
+        expected = binomtest(count, total).proportion_ci(method="wilson")
+        assert wilson(count, total) == pytest.approx((expected.low, expected.high), abs=1e-6)
+
+
+def test_a_given_schema_is_what_every_answer_must_satisfy() -> None:
+    rows = [Row(f"How old is person {i}?", f'{{"age": {i}}}') for i in range(30)]
+    rows[7] = Row("How old is nobody?", '{"age": "none"}')
+    schema = {"type": "object", "properties": {"age": {"type": "integer", "maximum": 28}}, "required": ["age"]}
+    found = audit([file_of(rows)], [], AuditSettings(schema=schema), workers=1).findings
+    assert of("format.schema", found) == [8, 30]
+
+
+def test_plain_text_needs_no_question_and_an_empty_file_has_no_findings() -> None:
+    messages = (Message(TEXT, "The harbour was rebuilt after a long winter."),)
+    example = Example("1", messages, 1, "t", None, digest_of(messages))
+    assert audit([File("t", [partial(list, [example])])], [], AuditSettings(), workers=1).findings == []
+    empty = audit([File("t", [])], [], AuditSettings(), workers=1)
+    assert (empty.findings, empty.statistics["t"]["rows"]) == ([], 0)
