@@ -43,6 +43,7 @@ def run_ranks(world_size: int, function: Callable[..., Any], on_cpu: bool = Fals
 @cache
 def _server() -> subprocess.Popen[bytes]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(TESTS)}
+    environment["JE_ARROW_MALLOC_CONF"] = "background_thread:false"  # else importing pyarrow may start a thread
     command = [sys.executable, "-m", "support.ranks"]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
 
