@@ -21,8 +21,18 @@ from typing import Any
 from benchmarks.data_worker import BASE, config_of, timed
 from benchmarks.harness import Measurement, report
 from distributed_ft.data.audit import (
-    answers, balance, characters, contamination, duplicates, fairness, formats, language, private, run, secrets,
-)  # fmt: skip
+    answers,
+    balance,
+    characters,
+    contamination,
+    duplicates,
+    fairness,
+    formats,
+    language,
+    private,
+    run,
+    secrets,
+)
 from distributed_ft.data.audit.of_run import rows_of
 from distributed_ft.data.audit.rows import Rows, basics
 from distributed_ft.data.audit.run import AuditSettings, Facts, File, judge
