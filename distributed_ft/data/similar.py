@@ -20,7 +20,6 @@ Labels = npt.NDArray[np.int64]
 NUM_HASHES = 128
 _SEED = 1  # of the hash functions; a constant: signatures of two runs are comparable
 _SHINGLE = 3  # words
-_BATCH = 8192  # rows whose shingles are held at once
 _PAIRS = 65536  # pairs whose signatures are compared at once: 64 MiB
 _RECALL = 0.99  # of banding, for pairs at the threshold itself; those above it are found more surely
 _ROUNDS = 16  # leaders that a row of a bucket is compared with, before it is left to the other bands
@@ -55,12 +54,13 @@ def shared(texts: Sequence[str], share: float = 0.2) -> frozenset[str]:
 def signatures(texts: Sequence[str], without: frozenset[str] = frozenset()) -> Signatures:
     """MinHash of each text's shingles, uint32 [n, 128]; `without` those given, unless a text has no others."""
     rows = np.empty((len(texts), NUM_HASHES), np.uint32)
-    for first in range(0, len(texts), _BATCH):
-        sets: list[list[str]] = [shingles(text) for text in texts[first : first + _BATCH]]
-        if without:
-            sets = [[s for s in given if s not in without] or given for given in sets]
-        digests = RMinHash.digest_matrix_from_token_sets(sets, NUM_HASHES, _SEED)
-        rows[first : first + len(sets)] = digests.to_rows()
+    for row, text in enumerate(texts):
+        found = shingles(text)
+        # One at a time: rensa's calls for many are no faster, and start threads, which a process that is forked later
+        # lacks and waits for.
+        minhash = RMinHash(NUM_HASHES, _SEED)
+        minhash.update(([s for s in found if s not in without] if without else found) or found)
+        rows[row] = minhash.digest()
     return rows
 
 

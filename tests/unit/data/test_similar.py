@@ -1,6 +1,8 @@
 """Near-duplicates against brute-force Jaccard, and what must hold: no chance, linear cost, the lowest row as label."""
 
 import random
+import subprocess
+import sys
 import time
 from functools import cache
 
@@ -157,3 +159,21 @@ def test_united_components_are_those_of_a_walk():
                 expected[a] = expected[b] = min(expected[a], expected[b])
         left, right = np.array(pairs, np.int64).reshape(-1, 2).T
         assert unite(size, [(left, right)]).tolist() == expected
+
+
+def test_signatures_start_no_thread_that_a_forked_process_would_wait_for():
+    code = (
+        "import os, signal\n"
+        "from distributed_ft.data.similar import signatures\n"
+        "texts = [f'the {i} words of a text that are compared {i * 7}' for i in range(400)]\n"
+        "before = len(os.listdir('/proc/self/task'))\n"
+        "signatures(texts)\n"
+        "assert len(os.listdir('/proc/self/task')) == before\n"
+        "child = os.fork()\n"
+        "if not child:\n"
+        "    signal.alarm(10)\n"
+        "    signatures(texts)\n"
+        "    os._exit(0)\n"
+        "assert os.waitpid(child, 0)[1] == 0\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
