@@ -9,11 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from distributed_ft.data.audit.run import AuditSettings, File, Load, Reference, audit
-
 from distributed_ft.artifacts import read_json, write_json
 from distributed_ft.config.checks import ASSETS, general_name
 from distributed_ft.config.schema import RunConfig
+from distributed_ft.data.audit.run import AuditSettings, File, Load, Reference, audit
 from distributed_ft.data.prepare import file_identity, reading_of, sources_of
 from distributed_ft.data.reading import Chunk, Reading, chunks
 from distributed_ft.errors import CheckpointError
