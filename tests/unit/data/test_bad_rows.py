@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -119,21 +120,23 @@ def test_a_chunk_is_parsed_alike_in_another_process(tmp_path: Path) -> None:
 
 # --- memory --------------------------------------------------------------------------------------------------------
 
+ROOT = Path(__file__).parents[3]
 PEAK = """
-import resource, sys
+import sys
 from distributed_ft.data.reading import Reading, read
+from support.memory import peak_kib
 bad = []
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_kib()
 n = sum(1 for _ in read(Reading(sys.argv[1]), int(sys.argv[2]), bad))
-print(n, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, *[row.reason[:40] for row in bad])
+print(n, peak_kib() - before, *[row.reason[:40] for row in bad])
 """
 
 
 def peak(path: Path, skip_bad: int = 0) -> tuple[int, float, str]:
     """Rows read, MiB needed beyond the imports, and why rows were skipped."""
-    said = subprocess.run(
-        [sys.executable, "-c", PEAK, str(path), str(skip_bad)], capture_output=True, text=True, check=True
-    ).stdout
+    command = [sys.executable, "-c", PEAK, str(path), str(skip_bad)]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
     rows, kilobytes, *reasons = said.split(maxsplit=2)
     return int(rows), int(kilobytes) / 1024, "".join(reasons)
 

@@ -351,33 +351,25 @@ def test_verbs_of_two_words(capsys):
 
 # --- cost ----------------------------------------------------------------------------------------------------------
 
+ROOT = Path(__file__).parents[3]
 _MEASURE = """
-import resource, sys, time
+import sys
 from pathlib import Path
 from distributed_ft.data.curate import Wanted, curate
 from distributed_ft.data.reading import Reading
+from support.memory import peak_kib
 raw, out, near = sys.argv[1:]
-begin = time.process_time()
 curate(Wanted((Reading(raw),), Path(out), near=float(near)), lambda what, done: None)
-print(time.process_time() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(peak_kib() / 1024)
 """
 
 
-def test_a_row_costs_little_time_and_memory(tmp_path):
-    """The bounds are an order of magnitude above what is measured: other work may share the machine."""
+def test_rows_are_not_held_in_memory(tmp_path):
     r = random.Random(8)
     pool = [text(r, 20) for _ in range(3000)]
     rows = [{"prompt": " ".join(r.sample(pool, 1)) + f" {i}", "completion": r.choice(pool)} for i in range(20_000)]
     raw = write(tmp_path / "raw.jsonl", rows)
-
-    def measured(near):
-        command = [sys.executable, "-c", _MEASURE, str(raw), str(tmp_path / f"out{near}"), near]
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
-        result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        seconds, mebibytes = map(float, result.stdout.split())
-        return len(rows) / seconds, mebibytes
-
-    assert measured("0")[0] > 4000
-    rate, mebibytes = measured("0.8")
-    assert rate > 1500
-    assert mebibytes < 600
+    command = [sys.executable, "-c", _MEASURE, str(raw), str(tmp_path / "out"), "0.8"]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert float(result.stdout) < 300, "MiB; 144 were measured"
