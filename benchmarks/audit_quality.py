@@ -1,6 +1,6 @@
 """What the audit finds of what was planted, and what it says of data with nothing wrong.
 
-    python -m benchmarks.audit_quality [--rows 2000] [--seeds 3] [--out FILE]
+    python -m benchmarks.audit_quality [--rows 1000] [--seeds 3] [--out FILE]
 
 Each kind of fault is planted into clean data of several kinds (benchmarks/audit_corpora.py, audit_faults.py) at 0.5%,
 2% and 10% of the rows. By rows: recall, the share of faulty rows that the right finding names; precision, the share of
@@ -28,7 +28,7 @@ REFERENCE = 300  # items of the test set
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rows", type=int, default=2000, help="of a data set")
+    parser.add_argument("--rows", type=int, default=1000, help="of a data set")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=harness.RESULTS / "audit_quality.json")
     given = parser.parse_args(arguments)
@@ -69,15 +69,19 @@ def score(name: str, fault: Fault, size: int, seeds: Sequence[int]) -> dict[str,
 def trial(fault: Fault, corpus: str, rate: float, seed: int, size: int) -> tuple[set[int], set[int]]:
     """The lines with the fault, and those that the finding names."""
     rng = random.Random(f"{fault.finding} {corpus} {rate} {seed}")
-    reference = rows_of(corpus, REFERENCE, 1000 + seed)
-    rows, truth = plant(rows_of(corpus, size, seed), reference, fault, rate, rng)
+    clean = rows_of(corpus, size, seed)
+    prompts = {row.prompt for row in clean}
+    reference = [row for row in rows_of(corpus, REFERENCE, 1000 + seed) if row.prompt not in prompts]
+    rows, truth = plant(clean, reference, fault, rate, rng)
     found = audited(rows, reference)
     return truth, {line for f in found.findings if f.id == fault.finding for line in f.rows}
 
 
 def clean_findings(corpus: str, size: int, seeds: Sequence[int]) -> Iterator[str]:
     for seed in seeds:
-        found = audited(rows_of(corpus, size, seed), rows_of(corpus, REFERENCE, 1000 + seed))
+        rows = rows_of(corpus, size, seed)
+        prompts = {row.prompt for row in rows}
+        found = audited(rows, [r for r in rows_of(corpus, REFERENCE, 1000 + seed) if r.prompt not in prompts])
         yield from (f"{corpus} seed {seed}: {f.id} ({f.severity}) {f.message}" for f in found.findings)
 
 

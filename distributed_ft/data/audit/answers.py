@@ -40,25 +40,12 @@ _REFUSAL = re.compile(
     r"|\b(?:against|violates?) (?:my|openai(?:'|’)s|the) (?:programming|guidelines|policy|policies|usage)\b",
     re.IGNORECASE,
 )
-# One of them is in every refusal, in lower case; looking for them is quick.
+# One of them is in every refusal, in lower case, anywhere or at its beginning; looking for them is quick.
 _REFUSAL_HINTS = (
-    "sorry",
-    "apolog",
-    "unfortunately",
-    "an ai",
-    "language model",
-    "chatbot",
-    "artificial",
-    "knowledge c",
-    "training ",
-    "i can",
-    "i won",
-    "i will not",
-    "unable to",
-    "not able to",
-    "against ",
-    "violate",
-)
+    "an ai", "language model", "chatbot", "artificial", "my knowledge", "my training", "against ", "violate",
+)  # fmt: skip
+_REFUSAL_BEGINS = ("sorry", "apolog", "unfortunately", "i can", "i won", "i will not", "able to")
+_BEGIN = 60  # characters
 _PLACEHOLDER_HINTS = ("[", "<", "{{", "lorem", "goes here", "placeholder", "to be ", "will be ")
 _ADDRESS = re.compile(r"(?:https?://|www\.)\S+\Z|\S+@\S+\.\w+\Z")
 _SENTENCE = 30  # characters: shorter answers need not be sentences
@@ -109,7 +96,8 @@ def _placeholder(answer: str) -> int:
         return STRONG
     if ("TODO" in answer or "FIXME" in answer or "TB" in answer or "XXX" in answer) and "```" not in answer:
         return STRONG if _UNDONE.search(answer) else 0
-    if any(map(low.__contains__, _REFUSAL_HINTS)) and _REFUSAL.search(answer):
+    refuses = any(map(low[:_BEGIN].__contains__, _REFUSAL_BEGINS)) or any(map(low.__contains__, _REFUSAL_HINTS))
+    if refuses and _REFUSAL.search(answer):
         return REFUSAL
     return 0
 

@@ -25,7 +25,6 @@ from distributed_ft.data.findings import Finding, Severity, Shown
 
 K = TypeVar("K", bound="np.integer[Any]")
 _SHARED_ITEMS, _SHARED = 2, 0.01  # an n-gram, or a prompt, in more items than this is a reference's instruction
-_BITS = 22  # of a hash, looked up in a table first: most n-grams are in no reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +42,8 @@ class Known:
     starts: Indices  # [grams + 1] into `holders`
     holders: Indices  # the items that have the n-gram
     counts: Indices  # [items] how many n-grams an item is told by
-    maybe: npt.NDArray[np.bool_]  # [2^_BITS] hashes that begin so are worth a look
+    maybe: npt.NDArray[np.bool_]  # [2^bits] hashes that begin so are worth a look: most n-grams are in no reference
+    bits: int
     ngram: int
 
 
@@ -90,8 +90,9 @@ def known(references: Sequence[ReferenceRows], ngram: int) -> Known:
     all_grams, all_holders = joined(grams, np.uint64), joined(holders, np.int64)
     by_hash, by_gram = np.argsort(all_hashes, kind="stable"), np.argsort(all_grams, kind="stable")
     distinct, starts = np.unique(all_grams[by_gram], return_index=True)
-    maybe = np.zeros(2**_BITS, np.bool_)
-    maybe[distinct >> np.uint64(64 - _BITS)] = True
+    bits = min(max((8 * len(distinct)).bit_length(), 10), 24)  # one in eight is looked up in vain
+    maybe = np.zeros(2**bits, np.bool_)
+    maybe[distinct >> np.uint64(64 - bits)] = True
     return Known(
         names=tuple(r.name for r in references),
         severities=tuple(r.severity for r in references),
@@ -105,6 +106,7 @@ def known(references: Sequence[ReferenceRows], ngram: int) -> Known:
         holders=all_holders[by_gram],
         counts=np.bincount(all_holders, minlength=offset),
         maybe=maybe,
+        bits=bits,
         ngram=ngram,
     )
 
@@ -121,7 +123,7 @@ def look(rows: Rows, items: Known, overlap: float) -> Matches:
         found_items.append(owners[at[there]])
         found_shares.append(np.ones(int(there.sum()), np.float32))
     grams, row = both.ngrams(items.ngram)
-    likely = items.maybe[grams >> np.uint64(64 - _BITS)]
+    likely = items.maybe[grams >> np.uint64(64 - items.bits)]
     grams, row = grams[likely], row[likely]
     at = np.searchsorted(items.grams, grams)
     real = at < len(items.grams)

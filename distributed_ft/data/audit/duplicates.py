@@ -57,7 +57,8 @@ def repeated(table: Table, looked: Sequence[Signatures], threshold: float) -> Du
     firsts = np.flatnonzero(exact == np.arange(table.size))
     near = np.arange(table.size)
     if len(firsts):
-        minhash = np.concatenate(list(looked))[firsts]
+        minhash = np.concatenate(list(looked))  # half a kilobyte a row: copied only where it must be
+        minhash = minhash if len(firsts) == table.size else minhash[firsts]
         near[firsts] = firsts[clusters(minhash, threshold)]
     return Duplicates(exact, near)
 

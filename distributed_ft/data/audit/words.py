@@ -22,7 +22,7 @@ _WORD = np.uint64(0xC2B2AE3D27D4EB4F)
 _IN_WORD = np.array([c >= 128 or chr(c).isalnum() for c in range(256)])  # bytes of UTF-8, in lower case
 _BATCH = 200  # texts at once: their numbers stay in the processor's cache
 # What is no word in other alphabets; and the scripts that are written without spaces, where a character is a word.
-_NO_WORD = re.compile(r"[^\w\s]+")
+_NO_WORD = re.compile(r"[^\w\s\x00-\x7f]+")
 _UNSPACED = re.compile("([\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff])")
 
 
