@@ -75,7 +75,7 @@ def known(references: Sequence[ReferenceRows], ngram: int) -> Known:
         words = reference.rows.words
         both = words.pairs()
         index = np.arange(size) + offset
-        for values in (both.sequences(), words.sequences()[::2]):
+        for values in (both.sequences(), reference.rows.sequences[::2]):
             _, which, count = np.unique(values, return_inverse=True, return_counts=True)
             kept = (values != 0) & (count[which] <= least)
             hashes.append(values[kept])
@@ -113,10 +113,13 @@ def known(references: Sequence[ReferenceRows], ngram: int) -> Known:
 
 def look(rows: Rows, items: Known, overlap: float) -> Matches:
     """What the rows of a chunk contain of the references; no loop over words or rows."""
+    if not len(items.lines):
+        none = np.zeros(0, np.int64)
+        return Matches(none, none, np.zeros(0, np.float32))
     both = rows.words.pairs()
     found_rows, found_items, found_shares = [], [], []
     hashes, owners = items.whole
-    for values in (both.sequences(), rows.words.sequences()[::2]):
+    for values in (both.sequences(), rows.sequences[::2]):
         row, at = _expand(*(np.searchsorted(hashes, values, side=s) for s in ("left", "right")))
         there = values[row] != 0
         found_rows.append(row[there])

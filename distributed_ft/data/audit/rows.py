@@ -52,6 +52,11 @@ class Rows:
         return words_of([text for pair in zip(self.prompts, self.answers, strict=True) for text in pair])
 
     @cached_property
+    def sequences(self) -> Hashes:
+        """One hash of prompt 0, answer 0, prompt 1, …, normalised; 0: no words."""
+        return self.words.sequences()
+
+    @cached_property
     def forms(self) -> list[Form]:
         """Of each answer."""
         return list(map(form_of, self.answers))
@@ -92,14 +97,13 @@ class Basics:
 
 
 def basics(rows: Rows) -> Basics:
-    sequences = rows.words.sequences()
     parts = [_part(e) for e in rows.examples]
     return Basics(
         path=rows.examples[0].path if rows.examples else "",
         lines=np.array([e.line for e in rows.examples], np.int64),
         digests=np.array([int(e.digest[:16], 16) for e in rows.examples], np.uint64),
-        prompts=sequences[::2],
-        answers=sequences[1::2],
+        prompts=rows.sequences[::2],
+        answers=rows.sequences[1::2],
         prompt_lengths=np.array(list(map(len, rows.prompts)), np.int32),
         answer_lengths=np.array(list(map(len, rows.answers)), np.int32),
         parts=np.array(parts, np.uint32),
