@@ -107,7 +107,7 @@ def test_check_and_train_refuse_it_with_the_same_words_and_leave_no_run(
         assert main([verb, path]) == 2
         said.append(capsys.readouterr().err)
     assert said[0] == said[1]
-    assert f"{tmp_path}/train.jsonl:3: contamination.places: 2 rows (lines 3, 5): " in said[0]
+    assert f"{tmp_path}/train.jsonl:3: contamination.places (lines 3, 5): 2 of " in said[0]
     assert "waive: [contamination.places]" in said[0]
     assert not (tmp_path / "runs" / "run").exists()
 
@@ -118,7 +118,7 @@ def test_warnings_are_told_and_stop_nothing(
     write(tmp_path / "train.jsonl", [*(row(n) for n in range(40)), row(7)])
     assert main(["check", str(run_yaml())]) == 0
     warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
-    assert [line for line in warnings if "duplicate.exact: 1 row (line 41)" in line]
+    assert [line for line in warnings if "duplicate.exact (line 41): 1 of 41" in line]
 
 
 def test_raw_files_are_audited_without_a_run(
