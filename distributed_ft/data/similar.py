@@ -20,7 +20,9 @@ Labels = npt.NDArray[np.int64]
 NUM_HASHES = 128
 _SEED = 1  # of the hash functions; a constant: signatures of two runs are comparable
 _SHINGLE = 3  # words
-_BATCH = 8192  # rows whose shingles are held at once
+# Rows given to rensa at once. From 256 on it starts threads, which do not survive a fork: a forked process would wait
+# for them for ever.
+_BATCH = 128
 _PAIRS = 65536  # pairs whose signatures are compared at once: 64 MiB
 _RECALL = 0.99  # of banding, for pairs at the threshold itself; those above it are found more surely
 _ROUNDS = 16  # leaders that a row of a bucket is compared with, before it is left to the other bands
