@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -117,6 +118,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     if (standing := place.standing()) is not None:
         place.end(standing)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # what the store says of lost connections is said better here
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:  # dill, which torch imports where it is, asks for one: that none can be written, `look` says
+        tempfile.tempdir = os.curdir
     from torch.distributed import DistError
 
     try:

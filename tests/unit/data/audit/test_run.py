@@ -2,13 +2,16 @@
 
 import random
 from functools import partial
+from multiprocessing import get_context
 
 import pytest
 
 from benchmarks.audit_corpora import Row, rows_of
 from benchmarks.audit_faults import FAULTS, plant
 from benchmarks.audit_quality import loads
+from distributed_ft.data.audit import duplicates
 from distributed_ft.data.audit.fairness import wilson
+from distributed_ft.data.audit.rows import Rows
 from distributed_ft.data.audit.run import AuditSettings, File, Reference, audit
 from distributed_ft.data.audit.size import NEEDED
 from distributed_ft.data.examples import TEXT, Example, Message, digest_of
@@ -37,6 +40,18 @@ def test_chunks_and_processes_change_no_finding() -> None:
     cut = audit([file_of(rows, chunk=90)], test, AuditSettings(), workers=2)
     assert [(f.id, list(f.rows)) for f in whole.findings] == [(f.id, list(f.rows)) for f in cut.findings]
     assert ids(whole.findings) == {"duplicate.exact", "format.drift", "secret", "contamination.test"}
+
+
+def test_a_forked_process_can_look_at_rows_after_its_parent_did() -> None:
+    rows = Rows([row.example(line, "t") for line, row in enumerate(rows_of("questions", 600, 0), 1)])
+    duplicates.look(rows)  # by threads of the library's own, that a fork would not have
+    process = get_context("fork").Process(target=duplicates.look, args=(rows,))
+    process.start()
+    process.join(60)
+    done = process.exitcode
+    if done is None:
+        process.kill()
+    assert done == 0, "it waits for threads that it does not have"
 
 
 def test_each_file_has_its_own_findings_and_each_reference_its_severity() -> None:
