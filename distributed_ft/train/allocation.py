@@ -120,7 +120,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # what the store says of lost connections is said better here
     try:
         tempfile.gettempdir()
-    except FileNotFoundError:  # dill, which torch imports where it is, asks for one: that none can be written, `look` says
+    except (
+        FileNotFoundError
+    ):  # dill, which torch imports if it can, asks for one; that it cannot be written, `look` says
         tempfile.tempdir = os.curdir
     from torch.distributed import DistError
 
