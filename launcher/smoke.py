@@ -110,8 +110,7 @@ def _written(row: "Example") -> dict[str, Any]:
     named = {**row.columns, "id": row.id, "group": row.group}
     if row.messages[0].role == TEXT:
         return {**named, "text": row.answer}
-    turns = [{**message.for_template(), **({} if message.trained else {"weight": 0})} for message in row.messages]
-    return {**named, "messages": turns, "tools": row.tools}
+    return {**named, "messages": [message.as_written() for message in row.messages], "tools": row.tools}
 
 
 def _check(config: RunConfig, nproc: int) -> int:

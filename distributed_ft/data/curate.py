@@ -102,8 +102,10 @@ def _arguments(wanted: Wanted) -> dict[str, Any]:
 
 
 def _check_same(out: Path, arguments: dict[str, Any], old: dict[str, Any] | None) -> None:
-    for name in _DECISIVE if old is not None else ():
-        before, now = old["arguments"].get(name) if old else None, arguments[name]
+    if old is None:
+        return
+    for name in _DECISIVE:
+        before, now = old["arguments"].get(name), arguments[name]
         if before != now:
             option = "--" + name.replace("_", "-")
             raise ConfigError(

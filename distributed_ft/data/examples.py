@@ -29,6 +29,10 @@ class Message:
         more = json.loads(self.extras) if self.extras else {}
         return {"role": self.role, "content": self.content, **more}
 
+    def as_written(self) -> dict[str, Any]:
+        """The turn as a row of `messages` has it: what is read from it is this turn."""
+        return self.for_template() | ({} if self.trained else {"weight": 0})
+
 
 @dataclass(frozen=True, slots=True)
 class Example:

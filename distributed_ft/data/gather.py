@@ -136,18 +136,13 @@ def finished(row: Example, messages: Sequence[Message], name: str, category: str
     if messages[0].role == TEXT:
         value["text"] = messages[0].content
     else:
-        value["messages"] = [_turn(message) for message in messages]
+        value["messages"] = [message.as_written() for message in messages]
     if row.tools:
         value["tools"] = json.loads(row.tools)
     if category is not None:
         value["category"] = category
     line = json.dumps({**value, **{k: v for k, v in row.columns.items() if k not in value}}, ensure_ascii=False)
     return line.encode() + b"\n"
-
-
-def _turn(message: Message) -> dict[str, Any]:
-    turn = message.for_template()
-    return turn if message.trained else {**turn, "weight": 0}
 
 
 def _note(

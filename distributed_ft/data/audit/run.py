@@ -29,7 +29,7 @@ from distributed_ft.data.audit import (
 from distributed_ft.data.audit.rows import Basics, Rows, Table, basics
 from distributed_ft.data.examples import Example
 from distributed_ft.data.findings import Finding, Severity
-from distributed_ft.data.pool import in_order
+from distributed_ft.data.pool import counted, in_order
 from distributed_ft.data.similar import Signatures
 from distributed_ft.errors import ConfigError
 
@@ -142,7 +142,8 @@ def _looked(file: File, known: contamination.Known, settings: AuditSettings, wor
     # A chunk alone may be of another mixture than the file: what the first one shares counts in all.
     templates = duplicates.templates(Rows(first()))
     work = partial(look, known=known, settings=settings, templates=templates)
-    yield from in_order(work, chain([first], chunks), workers)
+    looked = in_order(work, chain([first], chunks), workers)
+    yield from counted(looked, f"audit {Path(file.path).name}", lambda facts: len(facts.basics.lines))
 
 
 def look(
