@@ -176,7 +176,7 @@ def _fill(config: RunConfig, sources: Sequence[Source], tokenizer: "Tokenizer", 
     held_out = _held_out(config, sources) if isinstance(data.validation, float) else frozenset[str]()
     train_counts, digests, bad = [], {}, list[BadRow]()
 
-    def tokenised(readings: Iterable[Reading], counts: RowCounts, take: bool) -> Iterator[Rows]:
+    def tokenised(readings: Iterable[Reading], counts: RowCounts, take: bool, bad: list[BadRow]) -> Iterator[Rows]:
         """The rows of the files, those that are held out or those that are not; fills `counts` and `bad`."""
         names = _Names()
         work = _Tokenising(tokenizer, data, held_out, take)
@@ -189,24 +189,30 @@ def _fill(config: RunConfig, sources: Sequence[Source], tokenizer: "Tokenizer", 
 
     for number, source in enumerate(sources):
         counts = RowCounts(source.path)
-        rows = tokenised([reading_of(source)], counts, take=False)
-        digests[f"train-{number}"] = _written(directory / f"train-{number}.arrow", rows, counts, data)
+        rows = tokenised([reading_of(source)], counts, take=False, bad=bad)
+        digests[f"train-{number}"] = _written(directory / f"train-{number}.arrow", rows, counts, data, bad)
         train_counts.append(counts)
     if not any(counts.supervised_tokens for counts in train_counts):
+        cut = any("without_supervised" in counts.noted for counts in train_counts)
         raise DataError(
-            f"{', '.join(source.path for source in sources)}: no row has a token of its answer within data.seq_len "
-            f"({seq_len} tokens), so there is nothing to learn; raise data.seq_len"
+            f"{', '.join(source.path for source in sources)}: "
+            + (
+                f"no row has a token of its answer within data.seq_len ({seq_len} tokens), so there is nothing to "
+                "learn; raise data.seq_len"
+                if cut
+                else "there is nothing to learn: every answer is empty or has weight 0 (of the last turns only, with "
+                "data.supervise: last); give the rows answers"
+            )
         )
     validation_counts, validation_digest = None, None
     if data.validation is not None:
         named = isinstance(data.validation, str)
         validation_counts = RowCounts(str(data.validation) if named else "held out of data.train")
         readings = [Reading(str(data.validation))] if named else [reading_of(source) for source in sources]
-        kept = len(bad)
-        rows = tokenised(readings, validation_counts, take=not named)
-        validation_digest = _written(directory / "validation.arrow", rows, validation_counts, data)
+        # Rows that are held out are those of data.train, read a second time: what is bad there was counted.
+        rows = tokenised(readings, validation_counts, take=not named, bad=bad if named else [])
+        validation_digest = _written(directory / "validation.arrow", rows, validation_counts, data, bad)
         if not named:
-            del bad[kept:]  # the files were read a second time
             validation_counts.rows_in, validation_counts.held_out = validation_counts.held_out, 0
         if not validation_counts.supervised_tokens:
             raise DataError(
@@ -219,8 +225,13 @@ def _fill(config: RunConfig, sources: Sequence[Source], tokenizer: "Tokenizer", 
     write_manifest(directory, digests, validation_digest)
 
 
-def _written(path: Path, rows: Iterator[Rows], counts: RowCounts, data: DataConfig) -> str:
+def _written(path: Path, rows: Iterator[Rows], counts: RowCounts, data: DataConfig, bad: Sequence[BadRow]) -> str:
     first = next((some for some in rows if some.ids), None)
+    if first is None and not counts.rows_in:
+        raise DataError(
+            f"{counts.path}: none of its rows can be read, for example {bad[-1].error()} (data.skip_bad lets "
+            f"{data.skip_bad} rows pass)"
+        )
     if first is None and counts.held_out and counts.held_out == counts.rows_in:
         raise DataError(
             f"data.validation: holding out {data.validation:g} leaves no training row of the {counts.rows_in} in "
@@ -280,10 +291,10 @@ class _Tokenising:
                         "drop"
                     )
                 if over_long == "drop":
-                    counts.dropped.append(example.line)
+                    counts.note("dropped", example.path, [example.line])
                     continue
                 pieces = -(-length // seq_len) if over_long == "split" else 1
-                (counts.split if over_long == "split" else counts.truncated).append(example.line)
+                counts.note("split" if over_long == "split" else "truncated", example.path, [example.line])
             counts.rows_used += 1
             learned = 0
             for piece in range(pieces):
@@ -294,11 +305,11 @@ class _Tokenising:
                 lines.append(example.line)
                 yield example.id if pieces == 1 else f"{example.id}#{piece + 1}", tokens, supervised
             counts.supervised_tokens += learned
-            if not learned:
-                counts.without_supervised.append(example.line)
+            if not learned and length > seq_len:
+                counts.note("without_supervised", example.path, [example.line])
             counts.with_tools += bool(example.tools)
             for fault in faults(example, rendered):
-                counts.faults.setdefault(fault, []).append(example.line)
+                counts.note(fault, example.path, [example.line])
 
 
 @dataclass

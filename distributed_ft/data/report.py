@@ -10,37 +10,40 @@ from distributed_ft.data.order import Order
 from distributed_ft.data.template_check import told
 from distributed_ft.records import SCHEMA
 
+CUT = ("truncated", "split", "dropped", "without_supervised")  # what may happen to a row longer than data.seq_len
 _MOST_ROWS = 100_000  # lines listed in a finding; `count` says how many there are
 
 
 @dataclass
 class RowCounts:
-    """What became of the rows of one file; lists are of lines, counted from 1."""
+    """What became of the rows of one source, which may be a folder of files."""
 
     path: str
-    rows_in: int = 0  # rows of the file
+    rows_in: int = 0  # rows of the source
     held_out: int = 0  # of them, taken for validation
     rows_used: int = 0
     tokens: int = 0
     supervised_tokens: int = 0
-    truncated: list[int] = field(default_factory=list)
-    split: list[int] = field(default_factory=list)
-    dropped: list[int] = field(default_factory=list)
-    without_supervised: list[int] = field(default_factory=list)
     with_tools: int = 0
-    faults: dict[str, list[int]] = field(default_factory=dict)  # of the chat template: id of a finding -> lines
+    # By what happened to rows (one of CUT, or the id of a finding about the chat template) and file: their lines.
+    noted: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+
+    def note(self, what: str, path: str, lines: Sequence[int]) -> None:
+        """That it happened to the rows that begin at these lines of a file, counted from 1."""
+        self.noted.setdefault(what, {}).setdefault(path, []).extend(lines)
 
     def add(self, other: "RowCounts") -> None:
-        """Count the rows of another part of the file as well."""
-        for name in (f.name for f in fields(self) if f.name not in ("path", "faults")):
+        """Count the rows of another part of the source as well."""
+        for name in (f.name for f in fields(self) if f.name not in ("path", "noted")):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        for fault, lines in other.faults.items():
-            self.faults.setdefault(fault, []).extend(lines)
+        for what, files in other.noted.items():
+            for path, lines in files.items():
+                self.note(what, path, lines)
 
     def summary(self) -> dict[str, Any]:
         """The numbers, for one entry of `sources`."""
-        counts = {name: value for name, value in vars(self).items() if name != "faults"}
-        return {name: len(value) if isinstance(value, list) else value for name, value in counts.items()}
+        cut = {what: sum(map(len, self.noted.get(what, {}).values())) for what in CUT}
+        return {name: value for name, value in vars(self).items() if name != "noted"} | cut
 
 
 def base_report(
@@ -130,26 +133,27 @@ def _mixture_findings(sources: list[dict[str, Any]], order: Order) -> list[Findi
 
 
 def _findings(part: RowCounts, seq_len: int) -> list[Finding]:
-    total = part.rows_in
     longer = f"longer than data.seq_len ({seq_len} tokens)"
-    cases = [
-        (
-            "answer.truncated.seq_len",
-            part.truncated,
-            f"{longer} and cut there; raise data.seq_len to keep the whole answers, or set data.over_long: split",
-        ),
-        ("answer.truncated.split", part.split, f"{longer} and cut into several documents"),
-        ("answer.truncated.dropped", part.dropped, f"{longer} and left out; raise data.seq_len to use them"),
-        (
-            "answer.truncated.lost",
-            part.without_supervised,
-            "nothing of the answer is within data.seq_len, so these rows train nothing; shorten their questions, "
-            "raise data.seq_len, or set data.over_long: drop",
-        ),
-    ]
+    said = {
+        "truncated": f"{longer} and cut there; raise data.seq_len to keep the whole answers, or set data.over_long: "
+        "split",
+        "split": f"{longer} and cut into several documents",
+        "dropped": f"{longer} and left out; raise data.seq_len to use them",
+        "without_supervised": "nothing of the answer is within data.seq_len, so these rows train nothing; shorten "
+        "their questions, raise data.seq_len, or set data.over_long: drop",
+    }
+    ids = {"truncated": "seq_len", "without_supervised": "lost"}
     cut = [
-        Finding(name, "warning", len(lines), lines[:_MOST_ROWS], f"{len(lines):,} of {total:,} rows: {text}", part.path)
-        for name, lines, text in cases
-        if lines
+        Finding(
+            f"answer.truncated.{ids.get(what, what)}",
+            "warning",
+            len(lines),
+            lines[:_MOST_ROWS],
+            f"{len(lines):,} of {part.rows_in:,} rows: {said[what]}",
+            path,
+        )
+        for what in CUT
+        for path, lines in part.noted.get(what, {}).items()
     ]
-    return cut + told(part.faults, part.rows_in, part.path)
+    faults = sorted(what for what in part.noted if what not in CUT)
+    return cut + [f for what in faults for f in told(what, part.noted[what], part.rows_in)]

@@ -51,11 +51,11 @@ def faults(example: Example, rendered: Rendered) -> Iterator[str]:
         yield "template.special_tokens"
 
 
-def told(found: Mapping[str, Sequence[int]], total: int, path: str) -> list[Finding]:
-    """The findings on a file of `total` rows whose `faults` were `found`: id -> lines."""
+def told(fault: str, found: Mapping[str, Sequence[int]], total: int) -> list[Finding]:
+    """The findings, one a file, on `total` rows of which those at the lines `found` (by file) have one of `faults`."""
     return [
-        Finding(name, _severity(name), len(lines), lines, f"{len(lines)} of {total} rows: {_SAID[name]}", path)
-        for name, lines in sorted(found.items())
+        Finding(fault, _severity(fault), len(lines), lines, f"{len(lines):,} of {total:,} rows: {_SAID[fault]}", path)
+        for path, lines in found.items()
     ]
 
 

@@ -25,6 +25,11 @@ def row(question, answer, **more):
     return {"prompt": question, "completion": answer, **more}
 
 
+def unlearned(question, answer):
+    turn = {"role": "assistant", "content": answer, "weight": 0}
+    return {"messages": [{"role": "user", "content": question}, turn]}
+
+
 def numbered(count, tag="q"):
     return [row(f"{tag} {i}?", f"answer {i * i}") for i in range(count)]
 
@@ -240,6 +245,9 @@ def test_long_rows_are_cut_dropped_or_refused_as_asked_and_counted(tokenizer, ma
         ([row("x" * 99, "y")], {"over_long": "drop"}, "all 1 rows are longer than data.seq_len"),
         ([row("x" * 99, "y")], {}, "nothing to learn"),
         ([row("a", "b")] * 5, {"seq_len": 64, "validation": 0.5}, "leaves no training row"),
+        ([unlearned("a", "b")] * 5, {"seq_len": 64}, "every answer is empty or has weight 0"),
+        ([{"text": ""}], {"seq_len": 64}, "every answer is empty or has weight 0"),
+        ([1, 2], {"skip_bad": 2}, r"none of its rows can be read, for example .*few.jsonl:2: the row is not an object"),
     ],
 )
 def test_nothing_left_to_train_on_is_an_error(rows, settings, message, tokenizer, make_config, write_rows, tmp_path):
@@ -247,6 +255,39 @@ def test_nothing_left_to_train_on_is_an_error(rows, settings, message, tokenizer
     with pytest.raises(DataError, match=message):
         prepare(make_config(train=path, **{"seq_len": 32, **settings}), tokenizer, tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("*")), "no half-made entry"
+
+
+def test_findings_name_the_file_of_a_folder_that_a_line_is_in(tokenizer, make_config, write_rows, tmp_path):
+    a, b = row("x?", "9" * 200), row("<|im_end|>", "special")
+    first, second = write_rows("shards/a.jsonl", [*numbered(3), a, b]), write_rows("shards/b.jsonl", [a, *numbered(3)])
+    config = make_config(train=str(tmp_path / "shards"), seq_len=64)
+    report = prepare(config, tokenizer, tmp_path / "cache").report
+    found = [(f["id"], f["path"], f["rows"], f["count"], f["message"][:11]) for f in report["findings"]]
+    assert found == [
+        ("answer.truncated.seq_len", str(first), [4], 1, "1 of 9 rows"),
+        ("answer.truncated.seq_len", str(second), [1], 1, "1 of 9 rows"),
+        ("template.special_tokens", str(first), [5], 1, "1 of 9 rows"),
+    ]
+    assert report["sources"][0]["truncated"] == 2
+    held_out = prepare(make_config(train=str(first), validation=0.6, seq_len=64), tokenizer, tmp_path / "cache").report
+    assert {f["path"] for f in held_out["findings"]} == {str(first)}, "not `held out of data.train`"
+
+
+def test_a_row_that_is_not_learned_is_not_said_to_be_too_long(tokenizer, make_config, write_rows, tmp_path):
+    learned = {"messages": [{"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]}
+    path = str(write_rows("train.jsonl", [unlearned("a", "b"), learned]))
+    report = prepare(make_config(train=path, seq_len=64), tokenizer, tmp_path / "cache").report
+    assert [(f["id"], f["rows"]) for f in report["findings"]] == [("template.mask_empty", [1])]
+
+
+def test_a_bad_row_counts_once_where_a_fraction_is_held_out(tokenizer, make_config, write_rows, tmp_path):
+    path = write_rows("train.jsonl", numbered(30))
+    path.write_text(path.read_text() + "broken\n[]\n")
+    config = make_config(train=str(path), validation=0.2, seq_len=64, skip_bad=2)
+    prepared = prepare(config, tokenizer, tmp_path / "cache")
+    assert (prepared.report["rows_in"], prepared.report["rows_bad"]) == (30, 2)
+    kept = (prepared.directory / "quarantine.jsonl").read_text().splitlines()
+    assert [json.loads(line)["line"] for line in kept] == [31, 32]
 
 
 def test_the_report_counts_rows_tokens_and_shares(tokenizer, make_config, write_rows, tmp_path):

@@ -87,7 +87,7 @@ def test_the_findings_of_rows_name_their_lines():
     for example, rendered in zip(examples, render_all(tokenizer("chatml"), examples), strict=True):
         for fault in faults(example, rendered):
             found.setdefault(fault, []).append(example.line)
-    empty, specials = told(found, len(rows), "train.jsonl")
+    empty, specials = (f for fault in sorted(found) for f in told(fault, {"train.jsonl": found[fault]}, len(rows)))
     assert (empty.id, empty.severity, empty.count, empty.rows) == ("template.mask_empty", "error", 2, [2, 4])
     assert (specials.id, specials.severity, specials.rows) == ("template.special_tokens", "warning", [3])
     assert empty.path == "train.jsonl"
