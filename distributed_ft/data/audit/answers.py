@@ -10,34 +10,44 @@ import numpy.typing as npt
 from distributed_ft.data.audit.formats import Forms, closed_set, is_prose
 from distributed_ft.data.audit.forms import FENCE, LIST, NUMBERED, TAGS
 from distributed_ft.data.audit.rows import LEAST, Codes, Indices, Rows, Table, joined
-from distributed_ft.data.examples import TEXT
+from distributed_ft.data.examples import TEXT, Example
 from distributed_ft.data.findings import Finding
 
 # What people and programs leave where an answer should be; anywhere in an answer.
 _PLACEHOLDER = re.compile(
     r"\blorem ipsum\b"
     r"|\[\s*(?:insert|your|add|put|fill|replace|enter|todo|tbd|placeholder|answer|response)\b[^\]\n]{0,60}\]"
-    r"|<\s*(?:insert|your|add|fill in|enter|todo|placeholder|answer|response)\b[^>\n]{0,60}>"
-    r"|\{\{[^}\n]{0,60}\}\}|\b(?:answer|response|text|content) goes here\b|\bplaceholder (?:text|answer|response)\b"
+    # A tag that is closed, or that SQL or code stands in, holds an answer: <answer>42</answer>.
+    r"|<\s*(?P<tag>insert|your|add|fill in|enter|todo|placeholder|answer|response)\b(?! into\b)[^>\n]{0,60}>"
+    r"(?!(?s:.*)</\s*(?P=tag)\b)"
+    # Not LaTeX: \mathbb{{R}}, x^{{2}}.
+    r"|(?<![\w\\}^])\{\{[^}\n]{0,60}\}\}"
+    r"|\b(?:answer|response|text|content) goes here\b|\bplaceholder (?:text|answer|response)\b"
     r"|^.{0,40}\b(?:to be|will be) (?:filled in|written|completed|added) (?:later|soon|here)\b.{0,9}\Z",
     re.IGNORECASE,
 )
 _UNDONE = re.compile(r"^\W*(?:TODO|FIXME|TBD|TBA|XXX+)\b|^(?:TODO|FIXME)\b", re.MULTILINE)  # in capitals only
-# As the whole answer; a label may be called so.
+# As the whole answer; a label may be called so. Signs that mean something are an answer: an emoji, +, <.
 _NOTHING = re.compile(
-    r"\W*(?:n/?\s?a|none|null|nil|nan|undefined|not available|no answer|no response|unknown|answer|response|test|foo"
-    r"|bar|asdf\w*|placeholder|todo|tbd|tba|empty|missing|error|\[(?:deleted|removed)\])?\W*",
+    r"[\s.?*_…–—-]*"
+    r"|\W*(?:n/?\s?a|none|null|nil|nan|undefined|not available|no answer|no response|unknown|answer|response|test|foo"
+    r"|bar|asdf\w*|placeholder|todo|tbd|tba|empty|missing|error|\[(?:deleted|removed)\])\W*",
     re.IGNORECASE,
 )
 _REFUSAL = re.compile(
-    r"\bas an? (?:ai|artificial intelligence|(?:large )?language model)\b|\bi(?:'|’)?m (?:just |only )?an ai\b"
-    r"|\bi am (?:just |only )?an ai\b|\bas a chatbot\b|\bmy (?:knowledge|training) (?:cut-?off|data)\b"
+    r"\bas an? (?:ai|artificial intelligence|(?:large )?language model)\b"
+    # An AI researcher, an AI company; a language model for this or that.
+    r"(?! (?!(?:i|language|model|assistant|system|chatbot|program|my|developed|trained|created|designed)\b)\w)"
+    r"|\bi(?:'|’)?m (?:just |only )?an ai\b"
+    r"|\bi am (?:just |only )?an ai\b|\bas a chatbot\b|\bmy (?:knowledge|training) cut-?off\b"
+    r"|\bmy training data (?:only|goes|ends|includes|does|is limited|was last)\b"
     r"|^\W*(?:(?:i(?:'|’)m|i am) (?:very |really |so )?sorry|sorry|apologies|i apologi[sz]e|unfortunately)"
     r"\W{1,3}(?:but )?i(?:(?:'|’)m| am)? (?:can(?:no|'|’)?t|can not|could(?: no|n'|n’)t|won(?:'|’)t|will not"
     r"|unable|not able|do(?: no|n'|n’)t feel)\b"
     r"|^\W*i(?:(?:'|’)m| am)? (?:can(?:no|'|’)t|can not|won(?:'|’)t|will not|unable to|not able to)"
     r" (?:assist|help|fulfill|comply|provide|answer|do that|discuss|generate|create|engage|support)\b"
-    r"|\b(?:against|violates?) (?:my|openai(?:'|’)s|the) (?:programming|guidelines|policy|policies|usage)\b",
+    r"|\b(?:against|violates?) (?:my|openai(?:'|’)s|the(?= (?:content|usage|safety)))(?: content| usage| safety)?"
+    r" (?:programming|guidelines|policy|policies)\b",
     re.IGNORECASE,
 )
 # One of them is in every refusal, in lower case, anywhere or at its beginning; looking for them is quick.
@@ -80,12 +90,24 @@ class Answers:
 
 def look(rows: Rows) -> Answers:
     placeholder = [_placeholder(a) for a in rows.answers]
+    several = [len(e.messages) > 3 for e in rows.examples]  # there may be earlier answers
+    for i in (i for i, more in enumerate(several) if more and not placeholder[i]):
+        earlier = (m.content for m in rows.examples[i].messages[:-1] if m.role == "assistant" and m.trained)
+        placeholder[i] = next((kind for kind in map(_placeholder, earlier) if kind in (STRONG, REFUSAL)), 0)
     empty = [
-        1 if not answer.strip() else 2 if not prompt.strip() and e.messages[0].role != TEXT else 0
-        for e, prompt, answer in zip(rows.examples, rows.prompts, rows.answers, strict=True)
+        0 if not more and answer.strip() and prompt.strip() else _empty(e, prompt)
+        for e, prompt, answer, more in zip(rows.examples, rows.prompts, rows.answers, several, strict=True)
     ]
     ends = [_open_end(answer) for answer in rows.answers]
     return Answers(np.array(placeholder, np.int32), np.array(ends, np.int32), np.array(empty, np.int32))
+
+
+def _empty(example: Example, prompt: str) -> int:
+    """1: something that is learned is empty; calls of tools are something. 2: no question."""
+    learned = (m for m in example.messages if m.trained and m.role in ("assistant", TEXT))
+    if any(not m.content.strip() and '"tool_calls"' not in m.extras for m in learned):
+        return 1
+    return 2 if not prompt.strip() and example.messages[0].role != TEXT else 0
 
 
 def _placeholder(answer: str) -> int:
