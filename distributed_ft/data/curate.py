@@ -63,6 +63,7 @@ def curate(wanted: Wanted, tell: Tell) -> dict[str, Any]:
     old = earlier(out)
     arguments = _arguments(wanted)
     _check_same(out, arguments, old)
+    _check_inputs(wanted)
     with made_whole(out) as folder:
         found = gather(
             wanted.readings,
@@ -83,7 +84,14 @@ def curate(wanted: Wanted, tell: Tell) -> dict[str, Any]:
         _deal(found, ties, placed, folder, tell)
         ledger = ledger.with_rows(ties.ids, placed)
         ledger.write(folder / LEDGER)
+        gone = int((~np.isin(ledger.ids, ties.ids)).sum())
         manifest = _manifest(wanted, arguments, found, ties, group, placed, ledger, common)
+        manifest["rows"]["gone"] = gone
+        if gone > (0 if old is None else old["rows"].get("gone", 0)):
+            manifest["warnings"].append(
+                f"{gone:,} rows of an earlier run are not among those read now, and are in no split any more; name all "
+                "raw files each time, the old ones as well, if they are wanted"
+            )
         manifest["files"] = {
             path.name: {"size": path.stat().st_size, "sha256": sha256_of(path)} for path in sorted(folder.iterdir())
         }
@@ -114,6 +122,20 @@ def _check_same(out: Path, arguments: dict[str, Any], old: dict[str, Any] | None
             )
 
 
+def _check_inputs(wanted: Wanted) -> None:
+    out = wanted.out.resolve()
+    for file in (file for reading in wanted.readings for file in reading.files()):
+        if out in file.resolve().parents:
+            raise ConfigError(
+                f"--out {wanted.out}: holds {file}, which is to be read, and is written anew; give a new one"
+            )
+    kept = {name for reading in wanted.readings for name in reading.keep} - {wanted.group_by, wanted.stratify}
+    written = {"id": "the hash of the content"} | ({"category": wanted.stratify} if wanted.stratify else {})
+    lost = next((name for name in written if name in kept), None)
+    if lost is not None:
+        raise ConfigError(f"--keep {lost}: in the rows that are written {lost!r} is {written[lost]}; rename the column")
+
+
 def _shown(value: object) -> str:
     if isinstance(value, list):
         return "/".join(f"{100 * share:g}" for share in value)
@@ -128,12 +150,22 @@ def _check_columns(wanted: Wanted, found: Gathered) -> None:
         if name is not None and not there and len(found.ids):
             what = "; ".join(f"{reading.path}: {describe(reading)}" for reading in wanted.readings)
             raise ConfigError(f"{option}: no row has a column {name!r} ({what}); name one that is there")
+    for name in dict.fromkeys(name for reading in wanted.readings for name in reading.keep):
+        if name not in found.columns and len(found.ids):
+            raise ConfigError(
+                f"--keep: no row has a value in a column {name!r}; name one that is there, or leave it out"
+            )
 
 
 def _check_left(found: Gathered, placed: Placed) -> None:
     if not (placed >= 0).any():
         why = ", ".join(f"{count} {reason}" for reason, count in found.removed.items())
         raise DataError(f"none of {sum(found.rows_read)} rows is left ({why}); give rows with questions and answers")
+    if len(found.first) > 1:
+        raise DataError(
+            f"{found.first['text']}: is plain text, and {found.first['conversation']} a conversation, which one file "
+            "cannot hold; prepare them into two folders"
+        )
 
 
 # --- near-duplicates -----------------------------------------------------------------------------------------------

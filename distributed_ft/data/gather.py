@@ -52,6 +52,8 @@ class Gathered:
     rows_read: list[int] = field(default_factory=list)  # of each reading
     removed: Counter[str] = field(default_factory=Counter)
     cleaned: dict[str, Change] = field(default_factory=dict)
+    columns: set[str] = field(default_factory=set)  # those that were to be kept, and that some row has
+    first: dict[str, str] = field(default_factory=dict)  # `path:line` of the first text, and of the first conversation
 
     def hashes(self, name: str) -> Hashes:
         """`ids`, `prompts` or `keys`, uint64 [n]."""
@@ -158,6 +160,8 @@ def _note(
     found.ids.append(int(digest[:16], 16))
     found.prompts.append(_hash("prompt", " ".join(prompt.casefold().split())) if prompt.strip() else 0)
     found.keys.append(_hash("key", key) if key else 0)
+    found.columns.update(row.columns)
+    found.first.setdefault("text" if messages[0].role == TEXT else "conversation", f"{row.path}:{row.line}")
     found.readings.append(reading)
     found.files.append(found.paths.setdefault(row.path, len(found.paths)))
     found.lines.append(row.line)

@@ -82,6 +82,7 @@ def test_every_row_is_in_one_split_or_in_removed_and_the_manifest_is_true(tmp_pa
         "kept": 297,
         "removed": {"duplicate": 1, "empty answer": 1, "empty question": 1},
         "in_ledger": 297,
+        "gone": 0,
     }
     for name, entry in manifest["files"].items():
         assert sha256_of(tmp_path / "out" / name) == entry["sha256"]
@@ -275,6 +276,52 @@ def test_a_folder_with_something_else_is_refused(tmp_path, rows):
         prepare(raw, out)
     with pytest.raises(ConfigError, match="is a file"):
         prepare(raw, raw)
+
+
+def test_what_is_read_is_never_overwritten(tmp_path, rows):
+    raw, out = write(tmp_path / "raw.jsonl", rows[:30]), tmp_path / "out"
+    prepare(raw, out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    (tmp_path / "link").symlink_to(out)
+    for source in (out, out / "train.jsonl", tmp_path / "link" / "test.jsonl"):
+        with pytest.raises(ConfigError, match=r"out: holds .*(train|test)\.jsonl, which is to be read"):
+            prepare(source, out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    prepare(out, tmp_path / "other")
+
+
+def test_rows_that_a_second_run_does_not_read_are_missed_once(tmp_path, rows):
+    out = tmp_path / "out"
+    old, new = write(tmp_path / "old.jsonl", rows[:30]), write(tmp_path / "new.jsonl", rows[30:50])
+
+    def missed(path):
+        return [w for w in prepare(path, out)["warnings"] if "earlier run are not among" in w]
+
+    assert missed(old) == []
+    (warning,) = missed(new)
+    assert warning.startswith("30 rows of an earlier run are not among those read now")
+    assert missed(new) == []
+    assert prepare([old, new], out)["rows"]["gone"] == 0
+
+
+def test_texts_and_conversations_are_not_written_into_one_file(tmp_path, rows):
+    texts = write(tmp_path / "texts.jsonl", [{"text": "one two three"}])
+    with pytest.raises(DataError, match=r"texts.jsonl:1: is plain text, and .*raw.jsonl:1 a conversation"):
+        prepare([write(tmp_path / "raw.jsonl", rows[:3]), texts], tmp_path / "out")
+
+
+def test_a_column_that_would_be_lost_is_refused(tmp_path):
+    r = random.Random(3)
+    raw = write(tmp_path / "raw.jsonl", [{**row(r), "id": f"n{i}", "label": "x", "note": None} for i in range(20)])
+    for keep, options, message in (
+        (("id",), {}, "--keep id: .* is the hash of the content"),
+        (("category", "label"), {"stratify": "label"}, "--keep category: .* is label"),
+        (("lable",), {}, "--keep: no row has a value in a column 'lable'"),
+        (("note",), {}, "--keep: no row has a value in a column 'note'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            prepare(raw, tmp_path / "out", keep=keep, **options)
+    prepare(raw, tmp_path / "out", keep=("id",), group_by="id")
 
 
 def test_nothing_is_left_behind_by_what_fails_or_is_stopped(tmp_path, rows):
