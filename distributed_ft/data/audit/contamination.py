@@ -160,7 +160,7 @@ def judge(table: Table, looked: Sequence[Matches], items: Known) -> tuple[list[F
             continue
         _, first = np.unique(rows[mine], return_index=True)
         first = mine[first]
-        shown = [_pair(table, items, int(rows[i]), int(owned[i]), float(shares[i])) for i in first[:3]]
+        shown = {int(rows[i]): _pair(table, items, int(rows[i]), int(owned[i]), float(shares[i])) for i in first[:3]}
         findings += table.finding(
             f"contamination.{name}",
             rows[mine],

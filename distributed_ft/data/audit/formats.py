@@ -13,6 +13,8 @@ import jsonschema
 import numpy as np
 import numpy.typing as npt
 from jsonschema.validators import validator_for
+from referencing import Registry
+from referencing.exceptions import Unresolvable
 
 from distributed_ft.data.audit.forms import (
     ARRAY,
@@ -29,6 +31,7 @@ from distributed_ft.data.audit.masking import masked
 from distributed_ft.data.audit.rows import Codes, Indices, Rows, Table, joined
 from distributed_ft.data.audit.words import Hashes
 from distributed_ft.data.findings import Finding, Shown
+from distributed_ft.errors import ConfigError
 
 MAJORITY = 0.8  # of the answers to one kind of request: the form that they should have
 _SAME_KEYS = 0.88  # of JSON answers: what so many have, all should have
@@ -91,8 +94,19 @@ def _around(text: str, at: int) -> str:
     return f"{'…' if at > 60 else ''}{before} ⟂ {text[at : at + 60]}{'…' if len(text) > at + 60 else ''}"
 
 
+def schema_problem(schema: Any) -> str:
+    """Why it is no JSON Schema; nothing: it is one."""
+    kind = validator_for(schema, default=jsonschema.Draft202012Validator)
+    try:
+        kind.check_schema(schema)
+    except jsonschema.SchemaError as error:
+        return f"{error.message} (at {error.json_path})"
+    return ""
+
+
 def _violations(rows: Rows, schema: Mapping[str, Any]) -> dict[int, str]:
-    validator = validator_for(schema, default=jsonschema.Draft202012Validator)(schema)
+    # A registry of its own: a $ref never reaches for the network.
+    validator = validator_for(schema, default=jsonschema.Draft202012Validator)(schema, registry=Registry())
     told: dict[str, str] = {}  # answers repeat
     found = {}
     for i, (answer, form) in enumerate(zip(rows.answers, rows.forms, strict=True)):
@@ -106,7 +120,12 @@ def _violations(rows: Rows, schema: Mapping[str, Any]) -> dict[int, str]:
 def _objection(form: Form, validator: Any) -> str:
     if form.name not in (OBJECT, ARRAY) or form.cut:
         return "not JSON"
-    error = next(iter(validator.iter_errors(form.value)), None)
+    try:
+        error = next(iter(validator.iter_errors(form.value)), None)
+    except Unresolvable as missing:
+        raise ConfigError(
+            f"data.audit.schema: $ref {missing.ref!r} is not in the schema file; write what it names into it"
+        ) from None
     return "" if error is None else f"{error.json_path}: {error.message}"
 
 
@@ -208,11 +227,11 @@ def _drift(table: Table, forms: Forms, rows: list[int], expected: list[str]) -> 
     starts = sorted(int(forms.breaks[r]) for r in rows)
     middle = starts[len(starts) // 2]
     where = f"; half of them deviate at character {middle:,} or before" if middle else " from the first character on"
-    shown = []
+    shown = {}
     for row in sorted(rows)[:3]:
-        line, at = int(table.lines[row]), int(forms.breaks[row])
-        near = forms.near.get(row)
-        shown.append(Shown(line, f"at character {at:,}: {masked(near)}") if near else table.shown(row))
+        at, near = int(forms.breaks[row]), forms.near.get(row)
+        told = table.shown(row)
+        shown[row] = Shown(told.row, f"at character {at:,}: {masked(near)}") if near else told
     return table.finding(
         "format.drift",
         rows,
@@ -266,7 +285,7 @@ def _usual_type(seen: Counter[str]) -> str | None:
 def _schema(table: Table, odd: dict[int, str]) -> list[Finding]:
     why = Counter(odd.values())
     reasons = ", ".join(f"{masked(reason)} ({count:,})" for reason, count in why.most_common(4))
-    shown = [Shown(table.shown(r).row, f"{masked(odd[r])}: {table.shown(r).text}") for r in sorted(odd)[:3]]
+    shown = {r: Shown(table.shown(r).row, f"{masked(odd[r])}: {table.shown(r).text}") for r in sorted(odd)[:3]}
     return table.finding(
         "format.schema",
         odd,

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
@@ -34,17 +34,31 @@ def audit_of(config: RunConfig, cache: Path) -> dict[str, Any]:
     told.append([[name, error, *file_identity(reading)] for name, reading, error in references])
     stored = cache / f"{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]}.json"
     with suppress(CheckpointError):
-        found: dict[str, Any] = read_json(stored)
-        return found
+        kept = read_json(stored)
+        if isinstance(kept, dict) and kept.keys() == {"findings", "statistics"}:
+            return kept
     tolerant = config.data.skip_bad > 0
     result = audit(
-        [File(file.path, rows_of(file, tolerant)) for file in files],
+        [File(name, rows_of(file, tolerant)) for name, file in zip(_names(files), files, strict=True)],
         [Reference(name, reading.path, error, rows_of(reading, tolerant)) for name, reading, error in references],
         settings,
     )
-    found = {"findings": [asdict(finding) for finding in result.findings], "statistics": result.statistics}
+    found: dict[str, Any] = {
+        "findings": [asdict(finding) for finding in result.findings],
+        "statistics": result.statistics,
+    }
     write_json(stored, found)
     return found
+
+
+def _names(files: Sequence[Reading]) -> list[str]:
+    """By what each source is told, all different: its path, its split, and which time it is named."""
+    names: list[str] = []
+    for file in files:
+        name = f"{file.path} ({file.split})" if file.split else file.path
+        times = sum(other.path == file.path and other.split == file.split for other in files[: len(names)])
+        names.append(f"{name} ({times + 1})" if times else name)
+    return names
 
 
 def rows_of(reading: Reading, tolerant: bool) -> Iterator[Load]:

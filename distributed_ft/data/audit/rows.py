@@ -7,7 +7,7 @@ takes a chunk.
 
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
@@ -204,9 +204,10 @@ class Table:
         rows: Iterable[int] | Indices,
         message: str,
         severity: Severity | None = None,
-        shown: Sequence[Shown] = (),
+        shown: Mapping[int, Shown] | None = None,
     ) -> list[Finding]:
-        """A finding about these rows (indices, in any order), one for each file that they are in."""
+        """A finding about these rows (indices, in any order), one for each file that they are in; `shown`: of some of
+        them what people get to see."""
         rows = np.unique(np.fromiter(rows, np.int64) if not isinstance(rows, np.ndarray) else rows)
         severity = severity or severity_of(name, len(rows), self.size)
         chunks = np.searchsorted(self._bounds, rows, side="right")
@@ -214,9 +215,8 @@ class Table:
         found = []
         for path in dict.fromkeys(paths.tolist()):  # one, but of a folder of shards
             mine = rows[paths == path]
-            examples = [s for s in shown if s.row in self.lines[mine]] or [
-                self.shown(int(r)) for r in mine[:SHOWN_ROWS]
-            ]
+            examples = [shown[r] for r in mine.tolist() if r in shown] if shown else []
+            examples = examples or [self.shown(int(r)) for r in mine[:SHOWN_ROWS]]
             found.append(
                 Finding(
                     id=name,

@@ -43,7 +43,7 @@ _EDGES = [0, *(round(2 ** (i / 2)) for i in range(4, 41))]  # characters; half a
 class File:
     """A training file, chunk by chunk, in order."""
 
-    path: str
+    path: str  # as it is told; unique among the files of an audit
     rows: Iterable[Load]
 
 
@@ -70,7 +70,7 @@ class AuditSettings:
 
     @staticmethod
     def of(config: AuditConfig, folder: Path) -> "AuditSettings":
-        """`folder`: where a relative path of the schema begins. Raises ConfigError when that file is no JSON."""
+        """`folder`: where a relative path of the schema begins. Raises ConfigError when that file is no JSON Schema."""
         schema = None
         if config.json_schema is not None:
             path = folder / config.json_schema
@@ -78,6 +78,9 @@ class AuditSettings:
                 schema = json.loads(path.read_text("utf-8"))
             except (OSError, ValueError) as error:
                 raise ConfigError(f"data.audit.schema: {path}: {error}; give a JSON Schema file") from error
+            problem = formats.schema_problem(schema)
+            if problem:
+                raise ConfigError(f"data.audit.schema: {path}: not a JSON Schema: {problem}; correct it")
         return AuditSettings(config.kind, config.near_duplicate, config.ngram, config.overlap, config.sensitive, schema)
 
 

@@ -78,6 +78,7 @@ def test_json_equality_is_not_pythons() -> None:
         ("{broken", "not JSON"),
         ("[1, 2]", "holds a list"),
         ('{"type": "strin"}', "not a JSON Schema"),
+        ('{"properties": {"a": {"pattern": "("}}}', "not a JSON Schema: '\\(' is not a 'regex'"),
         ('{"$ref": "https://example.org/else.json"}', "is not in the schema file"),
         (None, "cannot be read"),
     ],

@@ -3,12 +3,14 @@
 import random
 from functools import partial
 from multiprocessing import get_context
+from pathlib import Path
 
 import pytest
 
 from benchmarks.audit_corpora import Row, rows_of
 from benchmarks.audit_faults import FAULTS, plant
 from benchmarks.audit_quality import loads
+from distributed_ft.config.schema import AuditConfig
 from distributed_ft.data.audit import duplicates
 from distributed_ft.data.audit.fairness import wilson
 from distributed_ft.data.audit.rows import Rows
@@ -16,6 +18,7 @@ from distributed_ft.data.audit.run import AuditSettings, File, Reference, audit
 from distributed_ft.data.audit.size import NEEDED
 from distributed_ft.data.examples import TEXT, Example, Message, digest_of
 from distributed_ft.data.findings import Finding
+from distributed_ft.errors import ConfigError
 
 
 def ids(findings: list[Finding]) -> set[str]:
@@ -123,6 +126,43 @@ def test_a_given_schema_is_what_every_answer_must_satisfy() -> None:
     schema = {"type": "object", "properties": {"age": {"type": "integer", "maximum": 28}}, "required": ["age"]}
     found = audit([file_of(rows)], [], AuditSettings(schema=schema), workers=1).findings
     assert of("format.schema", found) == [8, 30]
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        ("[1]", "not a JSON Schema"),
+        ('{"type": "objekt"}', r"not a JSON Schema: 'objekt' is not valid"),
+        ('{"properties": 3}', r"not a JSON Schema: 3 is not of type 'object' \(at \$.properties\)"),
+        ('{"properties": {"age": {"pattern": "("}}}', "not a JSON Schema: '\\(' is not a 'regex'"),
+        ('{"$ref": "#/$defs/age"}', r"\$ref '/\$defs/age' is not in the schema file"),
+        ('{"$ref": "http://schemas.invalid/age.json"}', r"\$ref 'http://schemas.invalid/age.json' is not in the"),
+    ],
+)
+def test_a_schema_that_is_none_is_the_users_to_correct(tmp_path: Path, schema: str, message: str) -> None:
+    (tmp_path / "s.json").write_text(schema)
+    rows = [Row(f"How old is person {i}?", f'{{"age": {i}}}') for i in range(30)]
+
+    def run() -> None:
+        settings = AuditSettings.of(AuditConfig.model_validate({"schema": "s.json"}), tmp_path)
+        audit([file_of(rows)], [], settings, workers=1)
+
+    with pytest.raises(ConfigError, match=message):
+        run()
+
+
+def test_what_is_shown_of_a_shard_is_in_it() -> None:
+    test = rows_of("questions", 3, 0)
+    shards = [[*rows_of("questions", 30, number), test[number]] for number in (1, 2)]
+    parts = [[row.example(line, f"{n}.jsonl") for line, row in enumerate(shard, 1)] for n, shard in enumerate(shards)]
+    folder = File("folder", [partial(list, part) for part in parts])
+    found = audit(
+        [folder], [Reference("test", "test.jsonl", True, loads(test, "test.jsonl"))], AuditSettings()
+    ).findings
+    seen = [f for f in found if f.id == "contamination.test"]
+    assert [(f.path, list(f.rows), len(f.examples)) for f in seen] == [("0.jsonl", [31], 1), ("1.jsonl", [31], 1)]
+    for finding, row in zip(seen, test[1:], strict=True):
+        assert row.prompt[-40:] in finding.examples[0].text
 
 
 def test_plain_text_needs_no_question_and_an_empty_file_has_no_findings() -> None:
