@@ -135,11 +135,13 @@ def _shards(path: Path, split: str | None) -> list[Path]:
 
 
 def _data_files(folder: Path) -> list[Path]:
-    """In name order. A .json counts if a split names it: others hold settings (config.json, dataset_infos.json)."""
+    """In name order, without hidden ones (`._train.parquet` of a Mac). A .json counts if a split names it: others hold
+    settings (config.json, dataset_infos.json)."""
     files = []
     for file in sorted(folder.iterdir()):
         inner = file.with_suffix("") if file.suffix.lower() in PACKINGS else file
         form = FORMATS.get(inner.suffix.lower())
-        if form and file.is_file() and (form != "json" or _SPLIT_NAME.match(file.name.lower())):
+        shown = not file.name.startswith(".")
+        if form and shown and file.is_file() and (form != "json" or _SPLIT_NAME.match(file.name.lower())):
             files.append(file)
     return files

@@ -54,7 +54,7 @@ class Layout:
     """How the rows of a file are to be understood."""
 
     shape: Shape
-    told_at: int | None  # the line of the row that told; None: the user did, and other columns do not matter
+    told_by: tuple[str, int] | None  # file and line of the row that told; None: the user, and other columns are free
     columns: Mapping[ColumnName, str]
     keep: tuple[str, ...]  # columns to keep as text
 
@@ -72,7 +72,7 @@ def layout_of(row: Row, form: DataFormat, columns: Mapping[ColumnName, str], kee
         return Layout(form, None, columns, keep)
     if mapped is not None:
         return Layout(mapped, None, columns, keep)
-    return Layout(_told(row), row.line, columns, keep)
+    return Layout(_told(row), (row.path, row.line), columns, keep)
 
 
 def example_of(row: Row, layout: Layout, stem: str) -> Example:
@@ -82,8 +82,8 @@ def example_of(row: Row, layout: Layout, stem: str) -> Example:
     """
     kept = {name: _shown(row.values[name]) for name in layout.keep if row.values.get(name) is not None}
     mapped = Row(row.path, row.line, _renamed(row, layout.columns)) if layout.columns else row
-    if layout.told_at is not None:
-        _check_shape(mapped, layout.shape, layout.told_at)
+    if layout.told_by is not None:
+        _check_shape(mapped, layout.shape, *layout.told_by)
     values = mapped.values
     if values.get("functions") not in (None, "", []):
         raise row.error(
@@ -138,15 +138,16 @@ def _missing(row: Row, what: str) -> DataError:
     return row.error(f"missing column: {what} (found: {columns})" + suggestion(row.values, expected), _REMEDY)
 
 
-def _check_shape(row: Row, shape: Shape, told_at: int) -> None:
+def _check_shape(row: Row, shape: Shape, path: str, line: int) -> None:
     seen = _TRIGGER_COLUMNS & row.values.keys()
     if len(seen) == 1 and row.values.get(_TRIGGERS[shape]) is not None:
         return
     told = _told(row)
     if told != shape:
+        place = f"line {line}" if path == row.path else f"{path}:{line}"
         raise row.error(
-            f"mixed shapes: this row is one of {NAMES[told]}, but line {told_at} is one of {NAMES[shape]}",
-            "keep one shape of row in a file; several files can be listed in data.train",
+            f"mixed shapes: this row is one of {NAMES[told]}, but {place} is one of {NAMES[shape]}",
+            "keep one shape of row in a file, or in a folder of files; several can be listed in data.train",
         )
 
 
@@ -169,7 +170,7 @@ def _group_of(row: Row, columns: Mapping[ColumnName, str]) -> str | None:
     if "category" in columns:
         value = row.values.get("category")
         return None if value is None else _shown(value)
-    return next((row.values[c] for c in _GROUP_COLUMNS if isinstance(row.values.get(c), str)), None)
+    return next((_shown(row.values[c]) for c in _GROUP_COLUMNS if isinstance(row.values.get(c), str | int)), None)
 
 
 def _shown(value: Any) -> str:

@@ -21,6 +21,7 @@ def table_items(path: Path, kind: Kind) -> Iterator[Item]:
     number = 0
     try:
         for batch in _parquet(path) if kind.format == "parquet" else _arrow(path):
+            _refuse_twins(path, batch.schema.names)
             nested = [field.name for field in batch.schema if pyarrow.types.is_nested(field.type)]
             for start in range(0, batch.num_rows, _ROWS):
                 for values in batch.slice(start, _ROWS).to_pylist():
@@ -29,11 +30,19 @@ def table_items(path: Path, kind: Kind) -> Iterator[Item]:
                     yield number, values
     except PermissionError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from None
+    except DataError:
+        raise
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         name = kind.format.capitalize()
         raise DataError(
             f"{path}: not a whole {name} file ({brief(error)}), {number} rows could be read; write or download it again"
         ) from None
+
+
+def _refuse_twins(path: Path, names: list[str]) -> None:
+    twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+    if twice is not None:
+        raise DataError(f"{path}: the column {twice!r} stands twice; rename one of them")
 
 
 def _parquet(path: Path) -> Iterator["pyarrow.RecordBatch"]:

@@ -116,6 +116,9 @@ def test_shards_are_read_in_name_order_and_by_split(tmp_path: Path) -> None:
     assert "Parquet in 2 files" in describe(Reading(clone))
     with pytest.raises(DataError, match="no file of the split 'dev'"):
         next(read(Reading(clone, split="dev")))
+    (folder / "._train-00000-of-2.parquet").write_bytes(b"of a Mac")
+    (folder / ".train-2.csv").write_text("prompt,completion\n")
+    assert len(list(read(Reading(clone)))) == len(PAIRS)
     (folder / "train-2.csv").write_text("prompt,completion\n")
     with pytest.raises(DataError, match="several formats, csv and parquet"):
         next(read(Reading(clone)))
@@ -264,6 +267,18 @@ def test_mapped_ids_and_categories_and_kept_columns(write_rows: Any) -> None:
     )
     (example,) = read(reading)
     assert (example.id, example.group, dict(example.columns)) == ("7", "3", {"region": "north", "age": "5"})
+
+
+def test_a_category_may_be_a_number(write_rows: Any) -> None:
+    path = write_rows("a.jsonl", [{"prompt": "q", "completion": "a", "category": 3}])
+    assert [e.group for e in read(Reading(str(path)))] == ["3"]
+
+
+def test_shards_of_two_shapes_name_both_places(write_rows: Any, tmp_path: Path) -> None:
+    first = write_rows("s/a.jsonl", [{"prompt": "q", "completion": "a"}])
+    second = write_rows("s/b.jsonl", [{"text": "t"}])
+    with pytest.raises(DataError, match=rf"{second}:1: mixed shapes: .* but {first}:1 is one of 'prompt'"):
+        list(read(Reading(str(tmp_path / "s"))))
 
 
 @pytest.mark.parametrize(

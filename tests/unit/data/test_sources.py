@@ -6,6 +6,8 @@ import json
 import lzma
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from distributed_ft.data.examples import Message
@@ -14,6 +16,15 @@ from distributed_ft.errors import DataError
 
 U, A, S = "user", "assistant", "system"
 GOOD = '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]}'
+
+
+def twins() -> bytes:
+    """A Parquet file with two columns of one name."""
+    columns = [("prompt", "a"), ("prompt", "b"), ("completion", "c")]
+    table = pyarrow.Table.from_arrays([pyarrow.array([v]) for _, v in columns], names=[name for name, _ in columns])
+    content = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(table, content)
+    return content.getvalue().to_pybytes()
 
 
 def chat(*turns: tuple[str, str]) -> str:
@@ -228,6 +239,7 @@ BROKEN = {  # name -> (file name, content, line, what the message says)
     "semicolons": ("a.csv", "prompt;completion\na;b\n", 1, ["one column", "commas"]),
     "column twice": ("a.csv", "prompt,prompt\na,b\n", 1, ["'prompt' stands twice"]),
     "unknown format": ("a.xlsx", b"PK", None, [".xlsx", "convert it", ".jsonl"]),
+    "parquet column twice": ("a.parquet", twins(), None, ["'prompt' stands twice", "rename"]),
     "corrupt parquet": ("a.parquet", b"PAR1\xff" * 9, None, ["not a whole Parquet file", "0 rows"]),
     "corrupt arrow": ("a.arrow", b"ARROW1\0\0" * 9, None, ["not a whole Arrow file", "0 rows"]),
     "no extension": ("data", GOOD, None, ["no extension"]),
