@@ -62,7 +62,7 @@ _ASSIGNED = re.compile(
 )
 _MADE_UP = re.compile(
     r"example|your|xxxx|\*\*\*|changeme|change_me|placeholder|dummy|redacted|<|\.\.\.|…|test|sample|12345678"
-    r"|localhost|user:pass|username:password|foo|password\d?$",
+    r"|localhost|foo|password\d?$|^(?:pass|passwd|pwd|root|admin|secret)$",
     re.IGNORECASE,
 )
 # Names in a program, and paths: token_id_2, self.model.token, /etc/secret.

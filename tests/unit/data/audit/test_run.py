@@ -129,6 +129,19 @@ def test_a_given_schema_is_what_every_answer_must_satisfy() -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "is_one"),
+    [
+        ("https://user:pass@host.org", False),
+        ("mysql://root:root@db.host.org/x", False),
+        ("postgres://app:Zq7rT2wK@db.host.org/x", True),
+    ],
+)
+def test_the_password_of_a_manual_is_no_secret(url: str, is_one: bool) -> None:
+    rows = [Row("How do I connect?", f"Write {url} into the file.")]
+    assert ("secret" in ids(audit([file_of(rows)], [], AuditSettings(), workers=1).findings)) == is_one
+
+
+@pytest.mark.parametrize(
     ("schema", "message"),
     [
         ("[1]", "not a JSON Schema"),
