@@ -1,6 +1,5 @@
 """How rows spread over labels, categories and lengths, and how varied the answers are."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -112,8 +111,8 @@ def judge(table: Table, labels: Labels) -> list[Finding]:
             continue  # the labels of one task among many
         name = "answers" if field == ANSWER else f"values of {field!r}"
         findings += _unequal(table, name, values, codes, rows)
-    categories = sum((c.categories for c in table.chunks), Counter[str]())
-    if sum(categories.values()) >= max(_LEAST, 0.5 * table.size):
+    categories = table.categories
+    if categories.total() >= max(_LEAST, 0.5 * table.size):
         names = list(categories)
         code = {name: i for i, name in enumerate(names)}
         of = joined([c.parts for c in table.chunks], np.uint32)

@@ -171,6 +171,14 @@ class Table:
         return joined([c.digests for c in self.chunks], np.uint64)
 
     @cached_property
+    def categories(self) -> Counter[str]:
+        """Rows by their own category; none where that is a key, different in most rows."""
+        counts: Counter[str] = Counter()
+        for chunk in self.chunks:
+            counts.update(chunk.categories)
+        return counts if len(counts) <= counts.total() / 2 else Counter()
+
+    @cached_property
     def _bounds(self) -> Index:
         return np.cumsum([len(c.lines) for c in self.chunks])
 

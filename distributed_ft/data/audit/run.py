@@ -196,7 +196,7 @@ def judge(
     return findings, {
         "rows": table.size,
         "lengths": _lengths(table),
-        "categories": dict(sum((c.categories for c in table.chunks), Counter[str]()).most_common()),
+        "categories": dict(table.categories.most_common()),
         "labels": _counts(labels),
         "forms": _forms(forms),
         "duplicates": duplicates.statistics(table, repeated),

@@ -1,6 +1,7 @@
 """The audit as a whole: chunks and processes change nothing, findings are per file, what is shown is masked."""
 
 import random
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -162,6 +163,19 @@ def test_a_schema_that_is_none_is_the_users_to_correct(tmp_path: Path, schema: s
 
     with pytest.raises(ConfigError, match=message):
         run()
+
+
+def test_a_category_of_its_own_for_each_row_is_a_key() -> None:
+    rows = rows_of("questions", 300, 0)
+    whole = [row.example(line, "t") for line, row in enumerate(rows, 1)]
+    parts = [partial(list, [replace(e, group=f"c{e.line}") for e in whole[i : i + 50]]) for i in range(0, 300, 50)]
+    found = audit([File("t", parts)], [], AuditSettings(), workers=1)
+    assert ("imbalance" in ids(found.findings), found.statistics["t"]["categories"]) == (False, {})
+    halves = [partial(list, [replace(e, group=f"c{e.line % 2}") for e in whole[i : i + 50]]) for i in range(0, 300, 50)]
+    assert audit([File("t", halves)], [], AuditSettings(), workers=1).statistics["t"]["categories"] == {
+        "c1": 150,
+        "c0": 150,
+    }
 
 
 def test_what_is_shown_of_a_shard_is_in_it() -> None:
