@@ -68,6 +68,7 @@ _MADE_UP = re.compile(
 # Names in a program, and paths: token_id_2, self.model.token, /etc/secret.
 _NAME = re.compile(r"[A-Za-z]+\d?|[A-Za-z_]*\d{0,3}(?:[._/:+-]+[A-Za-z_]*\d{0,3})+")
 _FEW = re.compile(r".{0,15}|[^A-Za-z]*|\D*|.*[^\w.+/=-].*")  # an unquoted token is long, of letters and digits
+_AROUND = 1000  # characters of a line on either side of a hint
 _ENTROPY = 2.6  # bits a character; words have less at this length
 
 
@@ -89,15 +90,13 @@ def _found(text: str) -> Iterator[tuple[int, str]]:
     for hints, kind in _DETECTORS:
         detector = None
         for hint in hints:
-            for at in _positions(text, hint):
+            for at, line in _lines(text, hint):
                 detector = detector or kind()
-                line = _line(text, at)
                 if any(not _MADE_UP.search(secret) for secret in detector.analyze_string(line)):
                     yield at, str(detector.secret_type).lower()
     for hint, pattern, name in _NEWER:
-        for at in _positions(text, hint):
-            match = pattern.search(_line(text, at))
-            if match is not None and not _MADE_UP.search(match[0]) and _entropy(match[0]) > 3.5:
+        for at, line in _lines(text, hint):
+            if any(not _MADE_UP.search(m[0]) and _entropy(m[0]) > 3.5 for m in pattern.finditer(line)):
                 yield at, name
     low = text.replace("İ", "I").lower()  # the only letter that would become two
     for word in _KEYWORDS:
@@ -114,12 +113,18 @@ def _positions(text: str, hint: str) -> Iterator[int]:
         at = text.find(hint, at + len(hint))
 
 
-def _line(text: str, at: int) -> str:
-    """The line around a character, a kilobyte either side at most, within its row."""
-    low, high = max(at - 1000, 0), at + 1000
-    begin = max(text.rfind("\n", low, at), text.rfind("\0", low, at), low - 1) + 1
-    ends = [e for e in (text.find("\n", at, high), text.find("\0", at, high)) if e >= 0]
-    return text[begin : min(ends, default=high)]
+def _lines(text: str, hint: str) -> Iterator[tuple[int, str]]:
+    """Where a hint is, and the line around it, a kilobyte either side at most, within its row. Of hints close to one
+    another in a line only the first: a line that repeats one ten thousand times is looked at a few times a kilobyte."""
+    done = 0
+    for at in _positions(text, hint):
+        if at < done:
+            continue
+        low, high = max(at - _AROUND, 0), at + _AROUND
+        begin = max(text.rfind("\n", low, at), text.rfind("\0", low, at), low - 1) + 1
+        ends = [e for e in (text.find("\n", at, high), text.find("\0", at, high)) if e >= 0]
+        done = min(ends, default=at + _AROUND // 2)
+        yield at, text[begin : min(ends, default=high)]
 
 
 def _is_secret(match: re.Match[str]) -> bool:
