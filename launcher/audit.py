@@ -65,6 +65,8 @@ def text(report: Mapping[str, Any]) -> str:
     said = [f"{n} {level}{'s' if n != 1 else ''}" for level, n in counts.items()]
     if len(standing) < len(findings):
         said.append(f"{len(findings) - len(standing)} waived")
+    if bad := report.get("rows_bad", 0):
+        said.append(f"{bad:,} unreadable row{'s' if bad != 1 else ''} passed over (data.skip_bad)")
     last = f"{', '.join(said)}" + ("; a run on this data is refused" if counts["error"] else "")
     return "\n\n".join([*blocks, last])
 

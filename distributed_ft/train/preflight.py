@@ -22,7 +22,7 @@ from distributed_ft.data.audit.of_run import audit_of
 from distributed_ft.data.order import Order
 from distributed_ft.data.prepare import prepare
 from distributed_ft.data.report import line_of, stopping, with_audit
-from distributed_ft.data.store import PreparedData, open_prepared
+from distributed_ft.data.store import QUARANTINE, PreparedData, open_prepared
 from distributed_ft.errors import ConfigError, DataError
 from distributed_ft.model import methods
 from distributed_ft.model.load import (
@@ -244,6 +244,9 @@ def _adapted_shapes(config: RunConfig) -> nn.Module:
 
 def _warnings(config: RunConfig, order: Order, data: PreparedData) -> list[str]:
     warnings = [line_of(f) for f in data.report["findings"] if f["severity"] == "warning" and not f["waived"]]
+    if bad := data.report["rows_bad"]:
+        unreadable = f"{bad:,} unreadable row{'s' if bad != 1 else ''} passed over"
+        warnings.append(f"data.skip_bad {config.data.skip_bad}: {unreadable}, kept in {data.directory / QUARANTINE}")
     positions = getattr(_text_config(config), "max_position_embeddings", None)
     virtual = config.method.num_virtual_tokens if isinstance(config.method, VirtualTokens) else 0
     longest = max(int(store.lengths.max()) for store in data.train) + virtual

@@ -139,11 +139,16 @@ def test_raw_files_are_audited_without_a_run(
 
 
 def test_a_half_written_last_line_is_skipped_counted_and_kept_aside(
-    run_yaml: Callable[..., Path], tmp_path: Path
+    run_yaml: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with (tmp_path / "train.jsonl").open("a") as file:
         file.write('{"prompt": "half a ro')
-    assert main(["train", str(run_yaml(skip_bad=2))]) == 0
+    path = str(run_yaml(skip_bad=2))
+    assert main(["data", "audit", path]) == 0
+    assert "1 unreadable row passed over (data.skip_bad)" in capsys.readouterr().out
+    assert main(["check", path]) == 0
+    assert "data.skip_bad 2: 1 unreadable row passed over, kept in " in capsys.readouterr().out
+    assert main(["train", path]) == 0
     run = RunDirectory(tmp_path / "runs" / "run")
     report = read_json(run.data / "report.json")
     assert (report["rows_bad"], report["rows_in"], report["rows_used"]) == (1, 40, 40)

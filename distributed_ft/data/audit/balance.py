@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from distributed_ft.data.audit.forms import NUMBER, SHORT
-from distributed_ft.data.audit.rows import Codes, Indices, Rows, Table, joined
+from distributed_ft.data.audit.rows import LEAST, Codes, Indices, Rows, Table, joined
 from distributed_ft.data.audit.words import Hashes
 from distributed_ft.data.findings import Finding
 
@@ -119,7 +119,20 @@ def judge(table: Table, labels: Labels) -> list[Finding]:
         by_part = {part: code[n] for c in table.chunks for part, n in c.names.items()}
         codes = np.array([by_part.get(int(part), -1) for part in of], np.int32)
         findings += _unequal(table, "categories", names, codes, np.flatnonzero(codes >= 0))
-    return findings + _lengths(table)
+    return (findings or _constant(table)) + _lengths(table)
+
+
+def _constant(table: Table) -> list[Finding]:
+    """One answer to nearly all questions."""
+    values, counts = np.unique(table.answers[table.answers != 0], return_counts=True)
+    if table.size < LEAST or not len(counts) or counts.max() <= _DOMINANT * table.size:
+        return []
+    return table.finding(
+        "imbalance",
+        np.flatnonzero(table.answers == values[counts.argmax()]),
+        "they have one and the same answer; the model learns to give it whatever it is asked; add rows with other "
+        "answers, or look whether the right column is read",
+    )
 
 
 def _unequal(table: Table, name: str, values: list[str], codes: Codes, rows: Indices) -> list[Finding]:

@@ -175,6 +175,18 @@ def test_a_row_full_of_hints_is_no_quadratic_search_and_hides_nothing() -> None:
     assert time.process_time() - begin < 15, "it took minutes"
 
 
+def test_one_answer_to_everything_is_told() -> None:
+    rows = [Row(f"Is {i} a square?", "no" if i != 7 else "It is hard to tell.") for i in range(30)]
+    (finding,) = (f for f in audit([file_of(rows)], [], AuditSettings(), workers=1).findings if f.id == "imbalance")
+    assert (finding.severity, finding.count, finding.message[:34]) == (
+        "warning",
+        29,
+        "29 of 30 rows: they have one and t",
+    )
+    varied = [Row(f"Is {i} a square?", "no" if i % 3 else "yes") for i in range(30)]
+    assert "imbalance" not in ids(audit([file_of(varied)], [], AuditSettings(), workers=1).findings)
+
+
 def test_a_category_of_its_own_for_each_row_is_a_key() -> None:
     rows = rows_of("questions", 300, 0)
     whole = [row.example(line, "t") for line, row in enumerate(rows, 1)]
