@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distributed_ft.errors import EXIT_DONE, EXIT_USER, ConfigError
+from launcher.preview import visible
 
 if TYPE_CHECKING:
     from distributed_ft.config.load import LoadedRun
@@ -77,9 +78,14 @@ def _finding(finding: Mapping[str, Any]) -> list[str]:
     level = f"{finding['severity']}, waived" if finding["waived"] else finding["severity"]
     where = f" · {finding['path']}" if finding["path"] else ""
     share = f" · {finding['count']:,} {'row' if finding['count'] == 1 else 'rows'}"
-    lines = [f"{level}: {finding['id']}{share}{where}", f"  {finding['message']}"]
+    lines = [f"{level}: {finding['id']}{share}{where}", f"  {_safe(finding['message'])}"]
     if rows:
         lines.append(f"  {'lines' if len(rows) > 1 else 'line'} {listed}")
     for shown in finding["examples"]:
-        lines += [f"  {shown['row']:>8} | {line}" for line in shown["text"].splitlines()[:_MOST_LINES]]
+        lines += [f"  {shown['row']:>8} | {_safe(line)}" for line in shown["text"].split("\n")[:_MOST_LINES]]
     return lines
+
+
+def _safe(line: str) -> str:
+    """Without control characters: damaged text, which is what is shown here, shall not reach the terminal as it is."""
+    return "".join(map(visible, line))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from distributed_ft.config.load import LoadedRun
 from distributed_ft.config.schema import RunConfig
-from distributed_ft.errors import EXIT_DONE, ConfigError
+from distributed_ft.errors import EXIT_DONE, ConfigError, DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast as Tokenizer
@@ -87,6 +87,8 @@ def _rows(config: RunConfig, count: int, row: int | None) -> "Iterator[Example]"
             yield example
     if not found:
         paths = ", ".join(source.path for source in sources_of(config.data))
+        if row is None:
+            raise DataError(f"{paths}: no row can be read; dft check says why, with data.skip_bad=0")
         raise ConfigError(f"--row {row}: no row begins at this line of {paths}; lines are counted from 1")
 
 
@@ -183,7 +185,7 @@ def wrapped(texts: Iterable[str], width: int) -> Iterator[list[Part]]:
     line: list[Part] = []
     room = width
     for number, text in enumerate(texts):
-        signs = "".join(_visible(character) for character in text)
+        signs = "".join(visible(character) for character in text)
         if _columns(signs) > room and line and _columns(signs) <= width:
             yield line
             line, room = [], width
@@ -202,7 +204,7 @@ def wrapped(texts: Iterable[str], width: int) -> Iterator[list[Part]]:
         yield line
 
 
-def _visible(character: str) -> str:
+def visible(character: str) -> str:
     """A control character as a sign: none of the data's shall reach the terminal."""
     if character in _SIGNS:
         return _SIGNS[character]

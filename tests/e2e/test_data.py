@@ -135,6 +135,19 @@ def test_raw_files_are_audited_without_a_run(
     assert "line 41" in shown
 
 
+def test_control_characters_of_the_data_do_not_reach_the_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    damaged = {**row(41), "completion": "Near \x1b[2J\x07 the \u202eharbour.\r\nIt is."}
+    write(tmp_path / "raw.jsonl", [*(row(n) for n in range(40)), damaged])
+    assert main(["data", "audit", "raw.jsonl"]) == 2
+    shown = capsys.readouterr().out
+    assert "error: encoding · 1 row" in shown
+    assert r"Near \x1b[2J\x07 the \u202eharbour.␍" in shown
+    assert not {"\x1b", "\x07", "\r", "\u202e"} & set(shown)
+
+
 # --- rows that cannot be read --------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ from support.tiny import make_base
 from distributed_ft.config.load import load
 from distributed_ft.data.chat import render
 from distributed_ft.data.examples import Message
-from distributed_ft.errors import ConfigError
+from distributed_ft.errors import ConfigError, DataError
 from launcher.preview import Piece, marked, painted, pieces, preview, wrapped
 
 ROW = [
@@ -92,3 +92,13 @@ def test_one_row_is_shown_by_its_line(loaded, capsys):
     assert re.findall(r"jsonl:(\d)  (\w+):", capsys.readouterr().out) == [("3", "a2"), ("3", "b2")]
     with pytest.raises(ConfigError, match=r"--row 4: no row begins at this line of .*a\.jsonl"):
         preview(loaded, 2, row=4)
+
+
+def test_a_file_without_a_row_that_can_be_read_is_said_to_be_one(tmp_path):
+    (tmp_path / "train.jsonl").write_text("broken\n")
+    base = make_base(tmp_path / "base")
+    (tmp_path / "run.yaml").write_text(
+        f"name: r\nmodel: {{base: {base}, dtype: fp32}}\ndata: {{train: train.jsonl, skip_bad: 2}}\n"
+    )
+    with pytest.raises(DataError, match=r"train.jsonl: no row can be read"):
+        preview(load(tmp_path / "run.yaml"), 3)
