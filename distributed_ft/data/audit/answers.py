@@ -39,6 +39,9 @@ _REFUSAL = re.compile(
     # An AI researcher, an AI company; a language model for this or that.
     r"(?! (?!(?:i|language|model|assistant|system|chatbot|program|my|developed|trained|created|designed)\b)\w)"
     r"|\bi(?:'|’)?m (?:just |only )?an ai\b"
+    r"|\bi must (?:respectfully )?decline\b"
+    r"|\bi(?:'|’)?(?:m| am) not comfortable (?:answering|discussing|with|providing)\b"
+    r"|\bi (?:do not|don(?:'|’)t) have personal (?:opinions|feelings|beliefs|experiences|preferences)\b"
     r"|\bi am (?:just |only )?an ai\b|\bas a chatbot\b|\bmy (?:knowledge|training) cut-?off\b"
     r"|\bmy training data (?:only|goes|ends|includes|does|is limited|was last)\b"
     r"|^\W*(?:(?:i(?:'|’)m|i am) (?:very |really |so )?sorry|sorry|apologies|i apologi[sz]e|unfortunately)"
@@ -53,6 +56,7 @@ _REFUSAL = re.compile(
 # One of them is in every refusal, in lower case, anywhere or at its beginning; looking for them is quick.
 _REFUSAL_HINTS = (
     "an ai", "language model", "chatbot", "artificial", "my knowledge", "my training", "against ", "violate",
+    "decline", "comfortable", "have personal",
 )  # fmt: skip
 _REFUSAL_BEGINS = ("sorry", "apolog", "unfortunately", "i can", "i won", "i will not", "able to")
 _BEGIN = 60  # characters

@@ -53,6 +53,9 @@ def test_an_answer_is_no_placeholder_and_no_refusal(answer: str) -> None:
         ("As an AI language model developed by others, I cannot say.", REFUSAL),
         ("That violates OpenAI's usage policies.", REFUSAL),
         ("This is against the content policy.", REFUSAL),
+        ("I must decline to answer that.", REFUSAL),
+        ("I’m not comfortable discussing that.", REFUSAL),
+        ("I don't have personal opinions.", REFUSAL),
         ("My training data only goes to 2023.", REFUSAL),
     ],
 )
