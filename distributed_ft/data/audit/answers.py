@@ -34,29 +34,31 @@ _NOTHING = re.compile(
     r"|bar|asdf\w*|placeholder|todo|tbd|tba|empty|missing|error|\[(?:deleted|removed)\])\W*",
     re.IGNORECASE,
 )
-_REFUSAL = re.compile(
+_REFUSAL = re.compile(  # anywhere
     r"\bas an? (?:ai|artificial intelligence|(?:large )?language model)\b"
     # An AI researcher, an AI company; a language model for this or that.
     r"(?! (?!(?:i|language|model|assistant|system|chatbot|program|my|developed|trained|created|designed)\b)\w)"
-    r"|\bi(?:'|’)?m (?:just |only )?an ai\b"
-    r"|\bi must (?:respectfully )?decline\b"
-    r"|\bi(?:'|’)?(?:m| am) not comfortable (?:answering|discussing|with|providing)\b"
+    r"|\bi(?:(?:'|’)?m| am) (?:(?:just |only )?an ai\b|not comfortable (?:answering|discussing|with|providing)\b)"
+    r"|\bi must decline\b|\bas a chatbot\b"
     r"|\bi (?:do not|don(?:'|’)t) have personal (?:opinions|feelings|beliefs|experiences|preferences)\b"
-    r"|\bi am (?:just |only )?an ai\b|\bas a chatbot\b|\bmy (?:knowledge|training) cut-?off\b"
-    r"|\bmy training data (?:only|goes|ends|includes|does|is limited|was last)\b"
-    r"|^\W*(?:(?:i(?:'|’)m|i am) (?:very |really |so )?sorry|sorry|apologies|i apologi[sz]e|unfortunately)"
-    r"\W{1,3}(?:but )?i(?:(?:'|’)m| am)? (?:can(?:no|'|’)?t|can not|could(?: no|n'|n’)t|won(?:'|’)t|will not"
-    r"|unable|not able|do(?: no|n'|n’)t feel)\b"
-    r"|^\W*i(?:(?:'|’)m| am)? (?:can(?:no|'|’)t|can not|won(?:'|’)t|will not|unable to|not able to)"
-    r" (?:assist|help|fulfill|comply|provide|answer|do that|discuss|generate|create|engage|support)\b"
+    r"|\bmy (?:(?:knowledge|training) cut-?off\b"
+    r"|training data (?:only|goes|ends|includes|does|is limited|was last)\b)"
     r"|\b(?:against|violates?) (?:my|openai(?:'|’)s|the(?= (?:content|usage|safety)))(?: content| usage| safety)?"
     r" (?:programming|guidelines|policy|policies)\b",
+    re.IGNORECASE,
+)
+_REFUSES = re.compile(  # at the beginning
+    r"\W*(?:(?:(?:i(?:'|’)m|i am) (?:very |really |so )?sorry|sorry|apologies|i apologi[sz]e|unfortunately)"
+    r"\W{1,3}(?:but )?i(?:(?:'|’)m| am)? (?:can(?:no|'|’)?t|can not|could(?: no|n'|n’)t|won(?:'|’)t|will not"
+    r"|unable|not able|do(?: no|n'|n’)t feel)\b"
+    r"|i(?:(?:'|’)m| am)? (?:can(?:no|'|’)t|can not|won(?:'|’)t|will not|unable to|not able to)"
+    r" (?:assist|help|fulfill|comply|provide|answer|do that|discuss|generate|create|engage|support)\b)",
     re.IGNORECASE,
 )
 # One of them is in every refusal, in lower case, anywhere or at its beginning; looking for them is quick.
 _REFUSAL_HINTS = (
     "an ai", "language model", "chatbot", "artificial", "my knowledge", "my training", "against ", "violate",
-    "decline", "comfortable", "have personal",
+    "must decline", "not comfortable", "have personal",
 )  # fmt: skip
 _REFUSAL_BEGINS = ("sorry", "apolog", "unfortunately", "i can", "i won", "i will not", "able to")
 _BEGIN = 60  # characters
@@ -122,8 +124,9 @@ def _placeholder(answer: str) -> int:
         return STRONG
     if ("TODO" in answer or "FIXME" in answer or "TB" in answer or "XXX" in answer) and "```" not in answer:
         return STRONG if _UNDONE.search(answer) else 0
-    refuses = any(map(low[:_BEGIN].__contains__, _REFUSAL_BEGINS)) or any(map(low.__contains__, _REFUSAL_HINTS))
-    if refuses and _REFUSAL.search(answer):
+    if any(map(low[:_BEGIN].__contains__, _REFUSAL_BEGINS)) and _REFUSES.match(answer):
+        return REFUSAL
+    if any(map(low.__contains__, _REFUSAL_HINTS)) and _REFUSAL.search(answer):
         return REFUSAL
     return 0
 
