@@ -21,8 +21,6 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from distributed_ft.artifacts import sha256_of, write_json
 from distributed_ft.config.schema import DataConfig, RunConfig, Source
 from distributed_ft.data.chat import Rendered, check_tokenizer, render_all
@@ -44,6 +42,7 @@ from distributed_ft.data.store import (
 )
 from distributed_ft.data.tables import hub_revision
 from distributed_ft.data.template_check import faults, prove
+from distributed_ft.data.word_memo import WordMemo
 from distributed_ft.errors import DataError
 
 if TYPE_CHECKING:
@@ -174,12 +173,13 @@ def _remove_abandoned(directory: Path) -> None:
 def _fill(config: RunConfig, sources: Sequence[Source], tokenizer: "Tokenizer", directory: Path) -> None:
     data, seq_len = config.data, config.data.seq_len
     held_out = _held_out(config, sources) if isinstance(data.validation, float) else frozenset[str]()
+    memo = WordMemo.of(tokenizer)
     train_counts, digests, bad = [], {}, list[BadRow]()
 
     def tokenised(readings: Iterable[Reading], counts: RowCounts, take: bool) -> Iterator[Rows]:
         """The rows of the files, those that are held out or those that are not; fills `counts` and `bad`."""
         names = _Names()
-        work = _Tokenising(tokenizer, data, held_out, take)
+        work = _Tokenising(tokenizer, data, held_out, take, memo)
         parts = in_order(work, chain.from_iterable(map(chunks, readings)))
         for part in counted(parts, f"tokenise {Path(counts.path).name}", lambda part: part.counts.rows_in):
             counts.add(part.counts)
@@ -255,6 +255,7 @@ class _Tokenising:
     data: DataConfig
     held_out: frozenset[str]  # digests
     take: bool
+    memo: WordMemo | None
 
     def __call__(self, chunk: Chunk) -> _Tokenised:
         examples, bad = chunk.parse(tolerant=self.data.skip_bad > 0)
@@ -265,7 +266,7 @@ class _Tokenising:
         return _Tokenised(rows, lines, counts, bad)
 
     def _rendered(self, examples: Sequence[Example]) -> Iterator[Rendered]:
-        return render_all(self.tokenizer, examples, self.data.supervise)
+        return render_all(self.tokenizer, examples, self.data.supervise, self.memo)
 
     def _rows(self, examples: Sequence[Example], counts: RowCounts, lines: list[int]) -> Iterator[StoredRow]:
         """The rows as they are stored; fills `counts` and `lines`."""
@@ -288,8 +289,8 @@ class _Tokenising:
             learned = 0
             for piece in range(pieces):
                 part = slice(piece * seq_len, (piece + 1) * seq_len)
-                tokens, supervised = np.asarray(rendered.ids[part], np.int32), np.asarray(rendered.supervised[part])
-                learned += int(supervised[1:].sum())  # the first token of a document is never predicted
+                tokens, supervised = rendered.ids[part], rendered.supervised[part]
+                learned += sum(supervised[1:])  # the first token of a document is never predicted
                 counts.tokens += len(tokens)
                 lines.append(example.line)
                 yield example.id if pieces == 1 else f"{example.id}#{piece + 1}", tokens, supervised
