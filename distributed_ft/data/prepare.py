@@ -60,7 +60,7 @@ def prepare(config: RunConfig, tokenizer: "Tokenizer", cache: Path) -> PreparedD
     Raises DataError (file, line, value, remedy) for faults in the data, ConfigError for an unusable tokenizer.
     """
     check_tokenizer(tokenizer, template=False)
-    sources = sources_of(config.data)
+    sources = config.data.sources
     directory = Path(cache) / _key(config, sources, tokenizer)
     if entry_problem(directory, content=True):
         _build(config, sources, tokenizer, directory)
@@ -72,26 +72,15 @@ def prepare(config: RunConfig, tokenizer: "Tokenizer", cache: Path) -> PreparedD
     return replace(prepared, report=with_mixture(prepared.report, Order.of(config, prepared), proof))
 
 
-def sources_of(data: DataConfig) -> list[Source]:
-    """`data.train`, each entry in its long form."""
-    entries = (data.train,) if isinstance(data.train, str) else data.train
-    return [Source(path=entry) if isinstance(entry, str) else entry for entry in entries]
-
-
-def reading_of(source: Source, keep: tuple[str, ...] = ()) -> Reading:
-    """How a source is read."""
-    return Reading(source.path, source.format, source.columns, source.split, keep)
-
-
 # --- the key -------------------------------------------------------------------------------------------------------
 
 
 def _key(config: RunConfig, sources: Sequence[Source], tokenizer: "Tokenizer") -> str:
-    data = config.data
+    data, validation = config.data, config.data.validation_file
     inputs = [
         VERSION,
-        [file_identity(reading_of(source)) for source in sources],
-        file_identity(Reading(data.validation)) if isinstance(data.validation, str) else data.validation,
+        [file_identity(Reading.of(source)) for source in sources],
+        data.validation if validation is None else file_identity(Reading.of(validation)),
         _tokenizer_identity(tokenizer),
         data.seq_len,
         data.over_long,
@@ -189,7 +178,7 @@ def _fill(config: RunConfig, sources: Sequence[Source], tokenizer: "Tokenizer", 
 
     for number, source in enumerate(sources):
         counts = RowCounts(source.path)
-        rows = tokenised([reading_of(source)], counts, take=False)
+        rows = tokenised([Reading.of(source)], counts, take=False)
         digests[f"train-{number}"] = _written(directory / f"train-{number}.arrow", rows, counts, data)
         train_counts.append(counts)
     if not any(counts.supervised_tokens for counts in train_counts):
@@ -199,11 +188,10 @@ def _fill(config: RunConfig, sources: Sequence[Source], tokenizer: "Tokenizer", 
         )
     validation_counts, validation_digest = None, None
     if data.validation is not None:
-        named = isinstance(data.validation, str)
-        validation_counts = RowCounts(str(data.validation) if named else "held out of data.train")
-        readings = [Reading(str(data.validation))] if named else [reading_of(source) for source in sources]
+        named = data.validation_file
+        validation_counts = RowCounts(named.path if named else "held out of data.train")
         kept = len(bad)
-        rows = tokenised(readings, validation_counts, take=not named)
+        rows = tokenised(map(Reading.of, [named] if named else sources), validation_counts, take=not named)
         validation_digest = _written(directory / "validation.arrow", rows, validation_counts, data)
         if not named:
             del bad[kept:]  # the files were read a second time
@@ -330,7 +318,7 @@ def _held_out(config: RunConfig, sources: Sequence[Source]) -> frozenset[str]:
     fraction, tolerant = config.data.validation, config.data.skip_bad > 0
     assert isinstance(fraction, float)
     rows = Counter[str]()
-    for digests in in_order(_digests(tolerant), chain.from_iterable(chunks(reading_of(s)) for s in sources)):
+    for digests in in_order(_digests(tolerant), chain.from_iterable(chunks(Reading.of(s)) for s in sources)):
         rows.update(digests)
     wanted = max(1, round(fraction * rows.total()))
     chosen: set[str] = set()
