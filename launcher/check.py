@@ -5,11 +5,10 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol, assert_never
+from typing import TYPE_CHECKING, Protocol, assert_never
 
 from distributed_ft.artifacts import RunDirectory
 from distributed_ft.config import deepspeed
-from distributed_ft.config.data_files import files_of, is_hub_id
 from distributed_ft.config.load import LoadedRun, differences, load_resolved
 from distributed_ft.config.schema import (
     AdapterMethod,
@@ -21,10 +20,12 @@ from distributed_ft.config.schema import (
     OptimConfig,
     QloraMethod,
     RunConfig,
-    Source,
     VirtualTokens,
 )
 from distributed_ft.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from distributed_ft.data.reading import Reading
 
 Line = tuple[str, str]  # label, text
 COUNTED_BYTES = 64 * 2**20  # rows of a larger file are not counted: the answer should come at once
@@ -196,31 +197,28 @@ def _file_lines(config: RunConfig) -> Iterator[Line]:
     """Each data set, what a training row of it was found to look like, and its share. Raises DataError."""
     from distributed_ft.data.reading import Reading, describe
 
-    train = config.data.train
-    entries = [Source(path=e) if isinstance(e, str) else e for e in ((train,) if isinstance(train, str) else train)]
-    for number, source in enumerate(entries):
+    for number, source in enumerate(config.data.sources):
         weight = f", weight {source.weight:g}" if source.weight is not None else ""
         fraction = f", {source.fraction:.3g} of an epoch" if source.fraction is not None else ""
-        yield "" if number else "train", f"{_file(source.path, source.split)}{weight}{fraction}"
-        reading = Reading(source.path, source.format, source.columns, source.split)
+        reading = Reading.of(source)
+        yield "" if number else "train", f"{_file(reading)}{weight}{fraction}"
         if not reading.on_hub:  # what is there is not asked for here: the answer should come at once
             yield "", describe(reading)
     validation = config.data.validation
-    if isinstance(validation, str):
-        yield "validation", _file(validation)
-    elif validation is not None:
+    if isinstance(validation, float):
         yield "validation", f"{validation:.3g} of the training rows, held out"
     else:
-        yield "validation", "none"
+        named = config.data.validation_file
+        yield "validation", "none" if named is None else _file(Reading.of(named))
     for number, task in enumerate(config.evaluation.tasks):
-        yield "" if number else "tasks", f"{task.name} ({task.metric}): {_file(task.path)}"
+        yield "" if number else "tasks", f"{task.name} ({task.metric}): {_file(Reading.of(task))}"
 
 
-def _file(path: str, split: str | None = None) -> str:
+def _file(reading: "Reading") -> str:
     """A file, a folder of files or a data set on the hub, with its size and rows where they are quickly known."""
-    if is_hub_id(path, Path()):
-        return f"{path} on the hub, split {split or 'train'}"
-    files = files_of(Path(path), split)
+    path, files = reading.path, reading.files()
+    if reading.on_hub:
+        return f"{path} on the hub, split {reading.split or 'train'}"
     size = sum(file.stat().st_size for file in files)
     counts = [count_rows(file) for file in files] if size <= COUNTED_BYTES else [None]
     shards = "" if files == [Path(path)] else f", {_count(len(files), 'file')}"

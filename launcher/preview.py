@@ -74,19 +74,18 @@ def preview(loaded: LoadedRun, count: int, row: int | None = None, color: bool |
 
 
 def _rows(config: RunConfig, count: int, row: int | None) -> "Iterator[Example]":
-    from distributed_ft.data.prepare import reading_of, sources_of
-    from distributed_ft.data.reading import read
+    from distributed_ft.data.reading import Reading, read
 
     found = False
-    for source in sources_of(config.data):
-        examples: Iterable[Example] = read(reading_of(source), config.data.skip_bad, [])
+    for source in config.data.sources:
+        examples: Iterable[Example] = read(Reading.of(source), config.data.skip_bad, [])
         if row is not None:
             examples = (example for example in examples if example.line == row)
         for example in islice(examples, count if row is None else 1):
             found = True
             yield example
     if not found:
-        paths = ", ".join(source.path for source in sources_of(config.data))
+        paths = ", ".join(source.path for source in config.data.sources)
         if row is None:
             raise DataError(f"{paths}: no row can be read; dft check says why, with data.skip_bad=0")
         raise ConfigError(f"--row {row}: no row begins at this line of {paths}; lines are counted from 1")

@@ -62,7 +62,6 @@ def thinned(config: RunConfig, folder: Path) -> RunConfig:
 
     Raises DataError as reading does.
     """
-    from distributed_ft.data.prepare import reading_of, sources_of
     from distributed_ft.data.reading import Reading
 
     tree: dict[str, Any] = json.loads(config.model_dump_json())
@@ -70,17 +69,17 @@ def thinned(config: RunConfig, folder: Path) -> RunConfig:
     sensitive, skip_bad = config.data.audit.sensitive, config.data.skip_bad
     data["train"] = [
         {
-            "path": _thin(reading_of(source, (sensitive,) if sensitive else ()), folder, skip_bad),
+            "path": _thin(Reading.of(source, (sensitive,) if sensitive else ()), folder, skip_bad),
             "weight": source.weight,
             "fraction": source.fraction,
         }
-        for source in sources_of(config.data)
+        for source in config.data.sources
     ]
-    if isinstance(data["validation"], str):
-        data["validation"] = _thin(Reading(data["validation"]), folder, skip_bad)
+    if config.data.validation_file is not None:
+        data["validation"] = _thin(Reading.of(config.data.validation_file), folder, skip_bad)
     data["waive"] = FINDING_IDS  # the whole of the data has passed; of a few rows, one fault is a great share
-    for task in evaluation["tasks"]:
-        task["path"] = _thin(Reading(task["path"]), folder)
+    for task, given in zip(evaluation["tasks"], config.evaluation.tasks, strict=True):
+        task |= {"path": _thin(Reading.of(given), folder), "format": "auto", "columns": {}, "split": None}
         task["max_new_tokens"] = min(task["max_new_tokens"], 16)
     shipped = str(files("distributed_ft") / "assets" / "general" / "test.jsonl")
     general = [shipped if path == "shipped" else path for path in evaluation["general"]]

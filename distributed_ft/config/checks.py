@@ -11,12 +11,12 @@ from distributed_ft.config import data_files, deepspeed
 from distributed_ft.config.document import Key, Problem, dotted
 from distributed_ft.config.schema import (
     FINDING_IDS,
+    DataFile,
     DeepspeedStrategy,
     FsdpStrategy,
     PrefixMethod,
     QloraMethod,
     RunConfig,
-    Source,
 )
 from distributed_ft.errors import DataError
 
@@ -78,7 +78,6 @@ def file_paths(config: RunConfig, folder: Path) -> Iterator[tuple[Key, str]]:
     if isinstance(config.strategy, DeepspeedStrategy):
         yield ("strategy", "config"), config.strategy.config
     for index, task in enumerate(config.evaluation.tasks):
-        yield ("evaluation", "tasks", index, "path"), task.path
         if task.json_schema is not None:
             yield ("evaluation", "tasks", index, "schema"), task.json_schema
     for index, general in enumerate(config.evaluation.general):
@@ -87,17 +86,18 @@ def file_paths(config: RunConfig, folder: Path) -> Iterator[tuple[Key, str]]:
 
 
 def _data_paths(config: RunConfig, folder: Path) -> Iterator[tuple[Key, str, str | None]]:
-    """Key, path and split of what is trained and validated on, where it is not on the hub."""
-    train = config.data.train
-    entries: list[tuple[Key, str | Source]] = [(("data", "train"), train)] if isinstance(train, str) else []
+    """Key, path and split of what is trained, validated and judged on, where it is not on the hub."""
+    train, validation = config.data.train, config.data.validation
+    entries: list[tuple[Key, str | DataFile]] = [(("data", "train"), train)] if isinstance(train, str) else []
     if not isinstance(train, str):
         entries = [(("data", "train", index), entry) for index, entry in enumerate(train)]
-    if isinstance(config.data.validation, str):
-        entries.append((("data", "validation"), config.data.validation))
+    if isinstance(validation, str | DataFile):
+        entries.append((("data", "validation"), validation))
+    entries += [(("evaluation", "tasks", index), task) for index, task in enumerate(config.evaluation.tasks)]
     for key, entry in entries:
-        source = entry if isinstance(entry, Source) else Source(path=entry)
-        if not data_files.is_hub_id(source.path, folder):
-            yield (*key, "path") if isinstance(entry, Source) else key, source.path, source.split
+        file = entry if isinstance(entry, DataFile) else DataFile(path=entry)
+        if not data_files.is_hub_id(file.path, folder):
+            yield (*key, "path") if isinstance(entry, DataFile) else key, file.path, file.split
 
 
 def general_name(entry: str) -> str:
@@ -181,7 +181,7 @@ def _weights(config: RunConfig, _: Path) -> Iterator[Problem]:
     train = config.data.train
     if isinstance(train, str):
         return
-    sources = [Source(path=entry) if isinstance(entry, str) else entry for entry in train]
+    sources = config.data.sources
     fractions = [source.fraction for source in sources if source.fraction is not None]
     weighted = [source.weight is not None for source in sources]
     if fractions and any(weighted):

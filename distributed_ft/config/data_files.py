@@ -62,8 +62,13 @@ def is_hub_id(path: str, folder: Path) -> bool:
     A name with a file's extension, or behind a folder that exists, is a path that was mistyped.
     """
     owner = path.partition("/")[0]
-    looks_like_file = Path(path).suffix.lower() in (*FORMATS, *PACKINGS, ".zip")
-    return bool(_HUB_ID.fullmatch(path)) and not looks_like_file and not os.path.exists(folder / owner)
+    return looks_like_hub_id(path) and not os.path.exists(folder / owner)
+
+
+def looks_like_hub_id(path: str) -> bool:
+    """Whether it has the form of one, `owner/name`, and not a file's extension."""
+    is_file = Path(path).suffix.lower() in (*FORMATS, *PACKINGS, ".zip")
+    return bool(_HUB_ID.fullmatch(path)) and not is_file
 
 
 def files_of(path: Path, split: str | None = None) -> list[Path]:

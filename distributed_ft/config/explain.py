@@ -16,7 +16,10 @@ from distributed_ft.config.schema import RunConfig
 _UNIONS: dict[str, tuple[dict[type, str], str]] = {
     "data.train": ({str: "str", list: "tuple"}, "a path or a list of paths, for example [train.jsonl, general.jsonl]"),
     "data.train[]": ({str: "str", dict: "Source"}, "a path or {path: …, weight: …}"),
-    "data.validation": ({str: "str", int: "constrained", float: "constrained"}, "a path or a fraction such as 0.1"),
+    "data.validation": (
+        {str: "str", int: "constrained", float: "constrained", dict: "DataFile"},
+        "a path, a fraction such as 0.1, or {path: …, columns: …}",
+    ),
     "method.target_modules": ({list: "tuple"}, "all-linear or a list of module names, for example [q_proj, v_proj]"),
 }
 

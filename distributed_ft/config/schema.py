@@ -163,14 +163,26 @@ DataFormat = Literal["auto", "chat", "sharegpt", "alpaca", "pairs", "text", "col
 ColumnName = Literal["prompt", "completion", "system", "context", "messages", "text", "id", "category"]
 
 
-class Source(Section):
-    """One data file, `datasets` directory or hub id."""
+class DataFile(Section):
+    """One data file, `datasets` directory or hub id, and how its rows are read."""
 
     path: str = Field(
         min_length=1,
-        description="JSONL, JSON, CSV, TSV, Parquet, Arrow (each also .gz, .bz2, .xz, .zst), a `datasets` directory or "
-        "a hub id; relative to run.yaml, or `shipped:...`.",
+        description="Rows as JSONL, JSON, CSV, TSV, Parquet, Arrow (each also .gz, .bz2, .xz, .zst), a `datasets` "
+        "directory or a hub id; relative to run.yaml, or `shipped:...`.",
     )
+    format: DataFormat = Field("auto", description="What a row looks like; auto: told by its columns.")
+    columns: dict[ColumnName, str] = Field(
+        {},
+        description="Names of columns in the file: {prompt: question, completion: answer}; also system, context, "
+        "messages, text, id, category.",
+    )
+    split: str | None = Field(None, description="Of a `datasets` directory or hub id: which split; default: train.")
+
+
+class Source(DataFile):
+    """What is trained on, and its share."""
+
     weight: Annotated[float, Field(gt=0)] | None = Field(
         None,
         description="Share of the rows of an epoch that come from this file; all files have one, or none has. An epoch "
@@ -181,13 +193,6 @@ class Source(Section):
         description="Of the rows of an epoch, so many come from this file; the files without one are seen whole. "
         "General data at 0.1 to 0.2 is replay against forgetting.",
     )
-    format: DataFormat = Field("auto", description="What a row looks like; auto: told by its columns.")
-    columns: dict[ColumnName, str] = Field(
-        {},
-        description="Names of columns in the file: {prompt: question, completion: answer}; also system, context, "
-        "messages, text, id, category.",
-    )
-    split: str | None = Field(None, description="Of a `datasets` directory or hub id: which split; default: train.")
 
 
 class AuditConfig(Section):
@@ -215,8 +220,10 @@ class DataConfig(Section):
     train: str | tuple[str | Source, ...] = Field(
         min_length=1, description="Training data: a path, or a list of paths or {path, weight}."
     )
-    validation: str | Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, description="A path, or the fraction of the training rows to hold out (by content hash)."
+    validation: str | Annotated[float, Field(gt=0, lt=1)] | DataFile | None = Field(
+        None,
+        description="A path, a {path, format, columns, split}, or the fraction of the training rows to hold out (by "
+        "content hash).",
     )
     seq_len: Annotated[int, Field(ge=8)] = Field(2048, description="Tokens in a sequence (a pack of documents).")
     packing: bool = Field(True, description="Fill each sequence with several documents, isolated from one another.")
@@ -234,6 +241,18 @@ class DataConfig(Section):
         (), description="Ids of audit findings that shall not stop the run, e.g. contamination; the report says so."
     )
     audit: AuditConfig = AuditConfig()
+
+    @property
+    def sources(self) -> list[Source]:
+        """`train`, each entry in its long form."""
+        entries = (self.train,) if isinstance(self.train, str) else self.train
+        return [Source(path=entry) if isinstance(entry, str) else entry for entry in entries]
+
+    @property
+    def validation_file(self) -> DataFile | None:
+        """`validation` in its long form; None: no rows of their own."""
+        named = self.validation
+        return DataFile(path=named) if isinstance(named, str) else named if isinstance(named, DataFile) else None
 
 
 class DdpStrategy(Section):
@@ -317,11 +336,11 @@ class CheckpointConfig(Section):
     )
 
 
-class TaskConfig(Section):
+class TaskConfig(DataFile):
     """A held-out task: requests and reference answers, and how an answer is scored."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     path: str = Field(min_length=1, description="Rows as in data.train; the last assistant turn is the reference.")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     metric: Metric = Field("exact_match", description="json_fields also reports field accuracy and JSON validity.")
     json_schema: str | None = Field(None, alias="schema", description="JSON Schema file that answers must satisfy.")
     max_new_tokens: Positive = Field(128, description="Longest answer, in tokens.")

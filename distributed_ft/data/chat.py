@@ -15,12 +15,13 @@ import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import compress, count, groupby, islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from distributed_ft.data.examples import TEXT, Example, Message
 from distributed_ft.data.files import shorten
 from distributed_ft.data.template import Conversation, Plan, Specials, Supervise, Template, Turn, plan, starts
+from distributed_ft.data.word_memo import WordMemo
 from distributed_ft.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -78,8 +79,13 @@ def render_prompt(tokenizer: "Tokenizer", messages: Sequence[Message], tools: st
     return _join(tokenizer, text, cuts)[0].ids
 
 
-def render_all(tokenizer: "Tokenizer", examples: Iterable[Example], supervise: Supervise = "all") -> Iterator[Rendered]:
-    """`render` of each example in order, many at a time; a DataError names the example's file and line."""
+def render_all(
+    tokenizer: "Tokenizer", examples: Iterable[Example], supervise: Supervise = "all", memo: WordMemo | None = None
+) -> Iterator[Rendered]:
+    """`render` of each example in order, many at a time; a DataError names the example's file and line.
+
+    `memo`: the tokenizer's, for many rows; it changes nothing but the time.
+    """
     for is_text, rows in groupby(examples, lambda example: example.messages[0].role == TEXT):
         check_tokenizer(tokenizer, template=not is_text)
         specials = Specials.of(tokenizer)
@@ -88,7 +94,7 @@ def render_all(tokenizer: "Tokenizer", examples: Iterable[Example], supervise: S
             if template is None:
                 yield from _texts(tokenizer, specials, batch)
             else:
-                yield from _chats(tokenizer, template, batch, supervise)
+                yield from _chats(tokenizer, template, batch, supervise, memo)
 
 
 def _texts(tokenizer: "Tokenizer", specials: Specials, examples: Sequence[Example]) -> Iterator[Rendered]:
@@ -101,21 +107,27 @@ def _texts(tokenizer: "Tokenizer", specials: Specials, examples: Sequence[Exampl
 
 
 def _chats(
-    tokenizer: "Tokenizer", template: Template, examples: Sequence[Example], supervise: Supervise
+    tokenizer: "Tokenizer",
+    template: Template,
+    examples: Sequence[Example],
+    supervise: Supervise,
+    memo: WordMemo | None,
 ) -> Iterator[Rendered]:
     plans = [_located(e, plan, template, e.messages, e.tools, supervise) for e in examples]
-    for example, each, quick in zip(examples, plans, _quickly(tokenizer, template.specials, plans), strict=True):
+    for example, each, quick in zip(examples, plans, _quickly(tokenizer, template.specials, plans, memo), strict=True):
         yield quick or _located(example, _exact, tokenizer, template.specials, each)
 
 
-def _quickly(tokenizer: "Tokenizer", specials: Specials, plans: Sequence[Plan]) -> Iterator[Rendered | None]:
+def _quickly(
+    tokenizer: "Tokenizer", specials: Specials, plans: Sequence[Plan], memo: WordMemo | None
+) -> Iterator[Rendered | None]:
     anchors = _Anchors.of(tokenizer)
     if anchors is None:
         yield from [None] * len(plans)
         return
     anchored = [_Anchored.of(anchors, each.text) for each in plans]
     pieces = list({at.before(turn.start)[1] for each, at in zip(plans, anchored, strict=True) for turn in each.turns})
-    encoded = _ids(tokenizer, [*pieces, *(each.text for each in plans)])
+    encoded = _ids(tokenizer, [*pieces, *(each.text for each in plans)], memo)
     known = dict(zip(pieces, encoded, strict=False))
     for each, at, ids in zip(plans, anchored, encoded[len(pieces) :], strict=True):
         yield _quick(specials, anchors, each, at, ids, known)
@@ -130,12 +142,15 @@ def _located(example: Example, function: Callable[..., T], *arguments: Any) -> T
         raise DataError(f"{example.path}:{example.line}: {error}") from None
 
 
-def _ids(tokenizer: "Tokenizer", texts: list[str]) -> list[list[int]]:
+def _ids(tokenizer: "Tokenizer", texts: list[str], memo: WordMemo | None) -> list[list[int]]:
     """Without the characters of tokens, which are most of the work."""
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
-    return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+    known = [None if memo is None else memo.ids(text) for text in texts]
+    others = [text for text, ids in zip(texts, known, strict=True) if ids is None]
+    encoded = iter(backend.encode_batch_fast(others, add_special_tokens=False))
+    return [next(encoded).ids if ids is None else ids for ids in known]
 
 
 def _encode(tokenizer: "Tokenizer", texts: list[str]) -> list[_Tokens]:
@@ -197,8 +212,7 @@ def _quick(
     specials: Specials, anchors: _Anchors, whole: Plan, at: _Anchored, ids: list[int], pieces: dict[str, list[int]]
 ) -> Rendered | None:
     """What `_exact` gives, told by the whole's tokens and those of the pieces before the cuts; None: it cannot be."""
-    known = anchors.ids
-    places = [place for place, token in enumerate(ids) if token in known]
+    places = list(compress(count(), map(anchors.ids.__contains__, ids)))
     if [ids[place] for place in places] != at.numbers:
         return None
     supervised = [False] * len(ids)

@@ -1,6 +1,7 @@
 """The same work on chunk after chunk, by all cores, with the results in the order of the chunks."""
 
 import ctypes
+import gc
 import os
 import signal
 import time
@@ -33,11 +34,15 @@ def in_order(work: Callable[[T], R], chunks: Iterable[T], workers: int | None = 
     # Said before anything is tokenised: its threads do not survive a fork, and one process a core is as fast.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     rest, begin = iter(chunks), time.monotonic()
-    for chunk in rest:
-        yield work(chunk)
-        if workers > 1 and time.monotonic() - begin > _ALONE:
-            break
-    yield from _together(work, rest, workers)
+    gc.freeze()  # a million objects of the libraries need not be looked through for cycles after every few rows
+    try:
+        for chunk in rest:
+            yield work(chunk)
+            if workers > 1 and time.monotonic() - begin > _ALONE:
+                break
+        yield from _together(work, rest, workers)
+    finally:
+        gc.unfreeze()
 
 
 def counted(parts: Iterable[R], what: str, rows: Callable[[R], int]) -> Iterator[R]:

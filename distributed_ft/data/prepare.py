@@ -21,8 +21,6 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from distributed_ft.artifacts import sha256_of, write_json
 from distributed_ft.config.schema import DataConfig, RunConfig, Source
 from distributed_ft.data.chat import Rendered, check_tokenizer, render_all
@@ -44,6 +42,7 @@ from distributed_ft.data.store import (
 )
 from distributed_ft.data.tables import hub_revision
 from distributed_ft.data.template_check import faults, prove
+from distributed_ft.data.word_memo import WordMemo
 from distributed_ft.errors import DataError
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ def prepare(config: RunConfig, tokenizer: "Tokenizer", cache: Path) -> PreparedD
     Raises DataError (file, line, value, remedy) for faults in the data, ConfigError for an unusable tokenizer.
     """
     check_tokenizer(tokenizer, template=False)
-    sources = sources_of(config.data)
+    sources = config.data.sources
     directory = Path(cache) / _key(config, sources, tokenizer)
     if entry_problem(directory, content=True):
         _build(config, sources, tokenizer, directory)
@@ -73,26 +72,15 @@ def prepare(config: RunConfig, tokenizer: "Tokenizer", cache: Path) -> PreparedD
     return replace(prepared, report=with_mixture(prepared.report, Order.of(config, prepared), proof))
 
 
-def sources_of(data: DataConfig) -> list[Source]:
-    """`data.train`, each entry in its long form."""
-    entries = (data.train,) if isinstance(data.train, str) else data.train
-    return [Source(path=entry) if isinstance(entry, str) else entry for entry in entries]
-
-
-def reading_of(source: Source, keep: tuple[str, ...] = ()) -> Reading:
-    """How a source is read."""
-    return Reading(source.path, source.format, source.columns, source.split, keep)
-
-
 # --- the key -------------------------------------------------------------------------------------------------------
 
 
 def _key(config: RunConfig, sources: Sequence[Source], tokenizer: "Tokenizer") -> str:
-    data = config.data
+    data, validation = config.data, config.data.validation_file
     inputs = [
         VERSION,
-        [file_identity(reading_of(source)) for source in sources],
-        file_identity(Reading(data.validation)) if isinstance(data.validation, str) else data.validation,
+        [file_identity(Reading.of(source)) for source in sources],
+        data.validation if validation is None else file_identity(Reading.of(validation)),
         _tokenizer_identity(tokenizer),
         data.seq_len,
         data.over_long,
@@ -174,12 +162,13 @@ def _remove_abandoned(directory: Path) -> None:
 def _fill(config: RunConfig, sources: Sequence[Source], tokenizer: "Tokenizer", directory: Path) -> None:
     data, seq_len = config.data, config.data.seq_len
     held_out = _held_out(config, sources) if isinstance(data.validation, float) else frozenset[str]()
+    memo = WordMemo.of(tokenizer)
     train_counts, digests, bad = [], {}, list[BadRow]()
 
     def tokenised(readings: Iterable[Reading], counts: RowCounts, take: bool, bad: list[BadRow]) -> Iterator[Rows]:
         """The rows of the files, those that are held out or those that are not; fills `counts` and `bad`."""
         names = _Names()
-        work = _Tokenising(tokenizer, data, held_out, take)
+        work = _Tokenising(tokenizer, data, held_out, take, memo)
         parts = in_order(work, chain.from_iterable(map(chunks, readings)))
         for part in counted(parts, f"tokenise {Path(counts.path).name}", lambda part: part.counts.rows_in):
             counts.add(part.counts)
@@ -189,7 +178,7 @@ def _fill(config: RunConfig, sources: Sequence[Source], tokenizer: "Tokenizer", 
 
     for number, source in enumerate(sources):
         counts = RowCounts(source.path)
-        rows = tokenised([reading_of(source)], counts, take=False, bad=bad)
+        rows = tokenised([Reading.of(source)], counts, take=False, bad=bad)
         digests[f"train-{number}"] = _written(directory / f"train-{number}.arrow", rows, counts, data, bad)
         train_counts.append(counts)
     if not any(counts.supervised_tokens for counts in train_counts):
@@ -206,9 +195,9 @@ def _fill(config: RunConfig, sources: Sequence[Source], tokenizer: "Tokenizer", 
         )
     validation_counts, validation_digest = None, None
     if data.validation is not None:
-        named = isinstance(data.validation, str)
-        validation_counts = RowCounts(str(data.validation) if named else "held out of data.train")
-        readings = [Reading(str(data.validation))] if named else [reading_of(source) for source in sources]
+        named = data.validation_file
+        validation_counts = RowCounts(named.path if named else "held out of data.train")
+        readings = map(Reading.of, [named] if named else sources)
         # Rows that are held out are those of data.train, read a second time: what is bad there was counted.
         rows = tokenised(readings, validation_counts, take=not named, bad=bad if named else [])
         validation_digest = _written(directory / "validation.arrow", rows, validation_counts, data, bad)
@@ -266,6 +255,7 @@ class _Tokenising:
     data: DataConfig
     held_out: frozenset[str]  # digests
     take: bool
+    memo: WordMemo | None
 
     def __call__(self, chunk: Chunk) -> _Tokenised:
         examples, bad = chunk.parse(tolerant=self.data.skip_bad > 0)
@@ -276,7 +266,7 @@ class _Tokenising:
         return _Tokenised(rows, lines, counts, bad)
 
     def _rendered(self, examples: Sequence[Example]) -> Iterator[Rendered]:
-        return render_all(self.tokenizer, examples, self.data.supervise)
+        return render_all(self.tokenizer, examples, self.data.supervise, self.memo)
 
     def _rows(self, examples: Sequence[Example], counts: RowCounts, lines: list[int]) -> Iterator[StoredRow]:
         """The rows as they are stored; fills `counts` and `lines`."""
@@ -299,8 +289,8 @@ class _Tokenising:
             learned = 0
             for piece in range(pieces):
                 part = slice(piece * seq_len, (piece + 1) * seq_len)
-                tokens, supervised = np.asarray(rendered.ids[part], np.int32), np.asarray(rendered.supervised[part])
-                learned += int(supervised[1:].sum())  # the first token of a document is never predicted
+                tokens, supervised = rendered.ids[part], rendered.supervised[part]
+                learned += sum(supervised[1:])  # the first token of a document is never predicted
                 counts.tokens += len(tokens)
                 lines.append(example.line)
                 yield example.id if pieces == 1 else f"{example.id}#{piece + 1}", tokens, supervised
@@ -340,7 +330,7 @@ def _held_out(config: RunConfig, sources: Sequence[Source]) -> frozenset[str]:
     fraction, tolerant = config.data.validation, config.data.skip_bad > 0
     assert isinstance(fraction, float)
     rows = Counter[str]()
-    for digests in in_order(_digests(tolerant), chain.from_iterable(chunks(reading_of(s)) for s in sources)):
+    for digests in in_order(_digests(tolerant), chain.from_iterable(chunks(Reading.of(s)) for s in sources)):
         rows.update(digests)
     wanted = max(1, round(fraction * rows.total()))
     chosen: set[str] = set()

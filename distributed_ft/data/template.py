@@ -16,6 +16,7 @@ from distributed_ft.data.files import shorten
 from distributed_ft.errors import DataError
 
 if TYPE_CHECKING:
+    import jinja2
     from transformers import PreTrainedTokenizerFast as Tokenizer
 
 Supervise = Literal["all", "last"]
@@ -98,13 +99,22 @@ class Template:
     with_tools: str  # where a tokenizer has another one for conversations with tools
     variables: dict[str, str]  # bos_token and the like
     specials: Specials
+    compiled: "jinja2.Template"  # of `source`
+    names: dict[str, Any]  # all that it may use, but for the conversation
+    markers: tuple[bool, bool]  # it has them, and so has the one with tools
 
     @staticmethod
     def of(tokenizer: "Tokenizer", specials: Specials | None = None) -> "Template":
         """The template of a tokenizer that has one."""
+        from transformers.utils.chat_template_utils import _compile_jinja_template
+
         sources = [tokenizer.get_chat_template(), tokenizer.get_chat_template(tools=[{}])]
         plain, with_tools = (_CLOCK + source if "strftime_now" in source else source for source in sources)
-        return Template(plain, with_tools, dict(tokenizer.special_tokens_map), specials or Specials.of(tokenizer))
+        variables = dict(tokenizer.special_tokens_map)
+        compiled = _compile_jinja_template(plain)
+        names = {**compiled.globals, **variables, "tools": None, "documents": None}
+        markers = (_MARKER.search(plain) is not None, _MARKER.search(with_tools) is not None)
+        return Template(plain, with_tools, variables, specials or Specials.of(tokenizer), compiled, names, markers)
 
     def write(self, conversation: "Conversation", until: int | None = None, open_turn: bool = False) -> str:
         """The text of the first `until` messages (None: of all), ready for an answer if `open_turn`."""
@@ -112,24 +122,16 @@ class Template:
 
     def write_marked(self, conversation: "Conversation") -> tuple[str, list[Span] | None]:
         """The text, and which of its characters stand between generation markers (None: the template has none)."""
-        source = self.with_tools if conversation.tools else self.source
-        return self._write(conversation, None, False, marked=_MARKER.search(source) is not None)
+        return self._write(conversation, None, False, marked=self.markers[bool(conversation.tools)])
 
     def _write(
         self, conversation: "Conversation", until: int | None, open_turn: bool, marked: bool
     ) -> tuple[str, list[Span] | None]:
         from jinja2 import TemplateError
-        from transformers.utils.chat_template_utils import render_jinja_template
 
+        render = self._render_plain if conversation.plain else self._render
         try:
-            texts, spans = render_jinja_template(
-                conversations=[conversation.turns[:until]],
-                tools=conversation.tools,
-                chat_template=self.with_tools if conversation.tools else self.source,
-                return_assistant_tokens_mask=marked,
-                add_generation_prompt=open_turn,
-                **self.variables,
-            )
+            return render(conversation, until, open_turn, marked)
         except (TemplateError, TypeError, ValueError) as error:
             roles = ", ".join(turn["role"] for turn in conversation.turns[:until])
             raise TemplateFault(
@@ -137,7 +139,37 @@ class Template:
                 f"the tokenizer's chat template refuses this conversation ({roles}): {error}; "
                 "reorder or remove turns as the model's template asks",
             ) from None
+
+    def _render(
+        self, conversation: "Conversation", until: int | None, open_turn: bool, marked: bool
+    ) -> tuple[str, list[Span] | None]:
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        texts, spans = render_jinja_template(
+            conversations=[conversation.turns[:until]],
+            tools=conversation.tools,
+            chat_template=self.with_tools if conversation.tools else self.source,
+            return_assistant_tokens_mask=marked,
+            add_generation_prompt=open_turn,
+            **self.variables,
+        )
         return texts[0], spans[0] if marked else None
+
+    def _render_plain(
+        self, conversation: "Conversation", until: int | None, open_turn: bool, marked: bool
+    ) -> tuple[str, list[Span] | None]:
+        """The same for messages of nothing but text, without what transformers does for others: most of the time."""
+        given = {**self.names, "messages": conversation.turns[:until], "add_generation_prompt": open_turn}
+        context = self.compiled.new_context(given, shared=True)
+        if not marked:
+            return "".join(self.compiled.root_render_func(context)), None
+        blocks: list[str] = []
+        spans: list[Span] = []
+        tracker: Any = self.compiled.environment  # transformers adds it
+        with tracker.activate_tracker(blocks, spans):
+            for block in self.compiled.root_render_func(context):
+                blocks += (block,)  # one by one: the tracker looks at them
+        return "".join(blocks), spans
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,13 +179,16 @@ class Conversation:
     messages: Sequence[Message]
     turns: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None
+    plain: bool  # nothing but roles and texts
 
     @staticmethod
     def of(messages: Sequence[Message], tools: str = "") -> "Conversation":
         """A value of null is left out, as apply_chat_template does: templates would write `None`."""
-        turns = [m.for_template() if m.extras else {"role": m.role, "content": m.content} for m in messages]
-        turns = [{k: v for k, v in t.items() if v is not None} if len(t) > 2 else t for t in turns]
-        return Conversation(messages, turns, json.loads(tools) if tools else None)
+        plain = not tools and not any(m.extras for m in messages)
+        if plain:
+            return Conversation(messages, [{"role": m.role, "content": m.content} for m in messages], None, True)
+        turns = [{k: v for k, v in m.for_template().items() if v is not None} for m in messages]
+        return Conversation(messages, turns, json.loads(tools) if tools else None, False)
 
     @property
     def answers(self) -> list[int]:

@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 
 from distributed_ft.config.schema import DataConfig, Source
 from distributed_ft.data.examples import TEXT, Example, Message
-from distributed_ft.data.prepare import reading_of, sources_of
-from distributed_ft.data.reading import read
+from distributed_ft.data.reading import Reading, read
 from distributed_ft.evaluation.task import Generate, question
 
 
@@ -26,12 +25,12 @@ def source_of_examples(config: DataConfig) -> Source:
     def share(source: Source) -> float:
         return source.weight or (0.0 if source.fraction is None else -1.0)  # a fraction is what is mixed in
 
-    return max(sources_of(config), key=share)  # max keeps the first of equals
+    return max(config.sources, key=share)  # max keeps the first of equals
 
 
 def rows_to_show(config: DataConfig) -> list[Example]:
     """Its rows that can stand before a question: a conversation in which each turn says something. Raises DataError."""
-    rows = read(reading_of(source_of_examples(config)), config.skip_bad, [])
+    rows = read(Reading.of(source_of_examples(config)), config.skip_bad, [])
     return [row for row in rows if all(m.role == "system" or _says(m) for m in row.messages)]
 
 

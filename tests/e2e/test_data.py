@@ -231,6 +231,27 @@ def test_the_same_rows_in_every_format_give_the_same_tokens(run_yaml: Callable[.
     assert len({store.digest for store in prepared.train}) == 1
 
 
+def test_tasks_and_validation_are_read_like_training_data(
+    run_yaml: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = pa.table({"asked": [row(n)["prompt"] for n in (40, 3)], "told": [row(n)["completion"] for n in (40, 3)]})
+    pyarrow.parquet.write_table(table, tmp_path / "held_out.parquet")
+    columns = {"prompt": "asked", "completion": "told"}
+    rows = [{"asked": row(n)["prompt"], "told": row(n)["completion"]} for n in range(41, 47)]
+    saved = datasets.DatasetDict({"dev": datasets.Dataset.from_list(rows)})
+    saved.save_to_disk(tmp_path / "saved")
+    path = str(run_yaml(validation={"path": "saved", "split": "dev", "columns": columns}))
+    task = yaml.safe_dump({"name": "places", "path": "held_out.parquet", "columns": columns}, default_flow_style=True)
+    given = f"evaluation.tasks=[{task.strip()}]"
+    assert main(["data", "audit", path, given, "--json"]) == 2
+    report = json.loads(capsys.readouterr().out)
+    (fault,) = [f for f in report["findings"] if f["severity"] == "error"]
+    assert (fault["id"], fault["rows"]) == ("contamination.places", [4])
+    assert report["validation"]["rows_used"] == 6
+    write(tmp_path / "train.jsonl", [row(n) for n in range(4, 40)])
+    assert main(["smoke", path, given]) == 0
+
+
 def test_plain_text_trains(run_yaml: Callable[..., Path], tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", [{"text": f"{row(n)['prompt']} {row(n)['completion']}"} for n in range(40)])
     assert main(["train", str(run_yaml())]) == 0

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
@@ -13,7 +13,7 @@ from distributed_ft.artifacts import read_json, write_json
 from distributed_ft.config.checks import ASSETS, general_name
 from distributed_ft.config.schema import RunConfig
 from distributed_ft.data.audit.run import AuditSettings, File, Load, Reference, audit
-from distributed_ft.data.prepare import file_identity, reading_of, sources_of
+from distributed_ft.data.prepare import file_identity
 from distributed_ft.data.reading import Chunk, Reading, chunks
 from distributed_ft.errors import CheckpointError
 
@@ -28,7 +28,7 @@ def audit_of(config: RunConfig, cache: Path) -> dict[str, Any]:
     """
     settings = AuditSettings.of(config.data.audit, Path())
     keep = (settings.sensitive,) if settings.sensitive else ()
-    files = [reading_of(source, keep) for source in sources_of(config.data)]
+    files = [Reading.of(source, keep) for source in config.data.sources]
     references = _references(config)
     told = [VERSION, asdict(settings), config.data.skip_bad, [[f.path, list(f.keep), *file_identity(f)] for f in files]]
     told.append([[name, error, *file_identity(reading)] for name, reading, error in references])
@@ -72,13 +72,10 @@ def _examples(chunk: Chunk, tolerant: bool) -> list[Any]:
 
 def _references(config: RunConfig) -> list[tuple[str, Reading, bool]]:
     """Name, file, and whether a training row of it makes a score wrong: of validation only the loss is."""
-    named: Iterable[tuple[str, str]] = [
-        *((task.name, task.path) for task in config.evaluation.tasks),
-        *((general_name(g), _SHIPPED_SUITE if g == "shipped" else g) for g in config.evaluation.general),
-    ]
-    found = [(name, Reading(path), True) for name, path in named]
-    judged = {reading.path for _, reading, _ in found}
-    validation = config.data.validation
-    if isinstance(validation, str) and validation not in judged:
-        found.append(("validation", Reading(validation), False))
+    suites = [(general_name(g), Reading(_SHIPPED_SUITE if g == "shipped" else g)) for g in config.evaluation.general]
+    tasks = [(task.name, Reading.of(task)) for task in config.evaluation.tasks]
+    found = [(name, reading, True) for name, reading in [*tasks, *suites]]
+    validation = config.data.validation_file
+    if validation is not None and Reading.of(validation) not in [reading for _, reading, _ in found]:
+        found.append(("validation", Reading.of(validation), False))
     return found

@@ -175,7 +175,9 @@ DATA = {
         "data.train[1]: has no weight, but other files have; give every file one ({path: …, weight: …}), or none"
     ),
     "{train: train.jsonl, validation: 1.5}": "data.validation: 1.5 must be less than 1",
-    "{train: train.jsonl, validation: [a]}": "data.validation: a list is neither a path nor a fraction such as 0.1",
+    "{train: train.jsonl, validation: [a]}": (
+        "data.validation: a list is neither a path, a fraction such as 0.1, nor {path: …, columns: …}"
+    ),
     "{train: train.jsonl, packing: yes}": "data.packing: 'yes' is neither true nor false",
     "{train: train.jsonl, seq_len: 4}": "data.seq_len: 4 must be at least 8",
     "{}": "data.train: is missing; training data: a path, or a list of paths or {path, weight}.",

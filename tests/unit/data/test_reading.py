@@ -18,6 +18,7 @@ import pyarrow.feather
 import pyarrow.parquet
 import pytest
 
+from distributed_ft.config.schema import DataFile
 from distributed_ft.data.reading import Reading, chunks, describe, read, read_examples
 from distributed_ft.data.tables import hub_items
 from distributed_ft.errors import DataError
@@ -314,6 +315,16 @@ def test_rows_of_the_hub_are_streamed_by_the_datasets_library(tmp_path: Path) ->
     found = list(hub_items(str(tmp_path), None))
     assert [number for number, _ in found] == list(range(1, 8))
     assert found[6][1] == {key: value for key, value in PAIRS[6].items() if value is not None}
+
+
+def test_a_folder_of_the_owners_name_where_the_command_is_given_does_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "some-one").mkdir()
+    assert not Reading("some-one/some-data").on_hub, "a path that was mistyped"
+    assert Reading.of(DataFile(path="some-one/some-data")).on_hub, "run.yaml was asked in its own folder"
+    assert not Reading.of(DataFile(path=str(tmp_path / "some-one" / "some-data"))).on_hub
 
 
 @pytest.mark.parametrize(

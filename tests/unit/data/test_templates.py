@@ -6,9 +6,11 @@ import random
 import pytest
 from support.chat_tokenizers import STYLES, TEMPLATES, tokenizer, with_template
 from tokenizers import AddedToken
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from distributed_ft.data.chat import render, render_all, render_prompt
 from distributed_ft.data.examples import TEXT, Example, Message
+from distributed_ft.data.template import Conversation, Template
 from distributed_ft.errors import ConfigError, DataError
 
 U, A, S, T = "user", "assistant", "system", "tool"
@@ -270,3 +272,22 @@ def test_text_and_conversations_may_stand_in_one_list():
     rows = [Example(str(i), TWO_TURNS if i % 3 else (Message(TEXT, "hello"),), i, "f", None, "") for i in range(9)]
     tok = tokenizer("chatml")
     assert list(render_all(tok, rows)) == [render(tok, row.messages) for row in rows]
+
+
+@pytest.mark.parametrize("name", STYLES)
+@pytest.mark.parametrize("open_turn", [False, True])
+def test_a_conversation_of_texts_is_written_as_transformers_writes_it(name, open_turn):
+    """Such conversations go past what transformers does for others."""
+    template, turns = Template.of(tokenizer(name)), Conversation.of(conversation(name))
+    assert turns.plain
+    marked = name == "chatml_markers"
+    [text], spans = render_jinja_template(
+        conversations=[turns.turns],
+        chat_template=template.source,
+        add_generation_prompt=open_turn,
+        return_assistant_tokens_mask=marked,
+        **tokenizer(name).special_tokens_map,
+    )
+    assert template.write(turns, open_turn=open_turn) == text
+    if not open_turn:
+        assert template.write_marked(turns) == (text, spans[0] if marked else None)
