@@ -349,6 +349,27 @@ def test_a_fraction_is_held_out_by_content(tokenizer, make_config, write_rows, t
     assert tokens == {tuple(other.validation.example(i)[0]) for i in range(len(other.validation))}
 
 
+def test_rows_that_ask_the_same_are_held_out_together(tokenizer, make_config, write_rows, tmp_path):
+    rows = [row(f"What is {i % 8}?" if i % 2 else f"what  is {i % 8}?", f"It is {i}.") for i in range(80)]
+    train = str(write_rows("train.jsonl", rows))
+    prepared = prepare(make_config(train=train, validation=0.25, seq_len=64), tokenizer, tmp_path / "cache")
+
+    def asked(store):
+        texts = [tokenizer.decode(store.example(i)[0]) for i in range(len(store))]
+        return {text.lower().split("?")[0].split()[-1] for text in texts}
+
+    assert prepared.validation is not None
+    assert asked(prepared.validation) | asked(prepared.train[0]) == set("01234567")
+    assert not asked(prepared.validation) & asked(prepared.train[0])
+
+
+def test_what_all_rows_ask_does_not_keep_them_together(tokenizer, make_config, write_rows, tmp_path):
+    for rows in ([{"text": f"line {i}"} for i in range(20)], [row("Tell me a joke.", f"joke {i}") for i in range(20)]):
+        train = str(write_rows("train.jsonl", rows))
+        prepared = prepare(make_config(train=train, validation=0.2, seq_len=64), tokenizer, tmp_path / "cache")
+        assert [len(prepared.train[0]), len(prepared.validation or [])] == [16, 4]
+
+
 def test_a_small_file_still_gives_one_validation_row(tokenizer, make_config, write_rows, tmp_path):
     path = str(write_rows("small.jsonl", numbered(5)))
     prepared = prepare(make_config(train=path, validation=0.01, seq_len=64), tokenizer, tmp_path / "cache")
