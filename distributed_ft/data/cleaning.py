@@ -1,7 +1,8 @@
 """White space put in order where no meaning can hang on it, and the rows that nothing can be learned from.
 
 Left alone: fenced code (~~~ or ```, to its end or, unclosed, to the text's), indentation, text that is JSON, what
-tools say, and joiners inside words and emoji (U+200C, U+200D). Pure, and cheap where there is nothing to do.
+tools say, two spaces that break a line of Markdown (CommonMark 0.31, 6.7), and joiners inside words and emoji (U+200C,
+U+200D). Pure, and cheap where there is nothing to do.
 """
 
 import json
@@ -16,7 +17,7 @@ KINDS = {  # of change -> what was done, for people
     "line_ends": "line ends of Windows and old Macs made \\n",
     "odd_spaces": "no-break and typographic spaces made plain ones",
     "invisible": "zero-width characters and byte order marks removed",
-    "trailing_spaces": "spaces at the end of a line removed",
+    "trailing_spaces": "spaces at the end of a line removed, but for Markdown's two that break it",
     "blank_lines": "more than two blank lines in a row made two",
     "outer_lines": "blank lines before and white space behind the text removed",
 }
@@ -24,7 +25,7 @@ _FENCE = re.compile(r"^ {0,3}(```+|~~~+).*?(?:^ {0,3}\1[`~]*[ \t]*$|\Z)", re.MUL
 _LINE_ENDS = re.compile(r"\r\n?")
 _ODD_SPACES = re.compile("[\u00a0\u2000-\u200a\u202f\u205f]")
 _INVISIBLE = re.compile("[\u200b\u2060\ufeff]")
-_TRAILING = re.compile(r"[ \t]+$", re.MULTILINE)
+_TRAILING = re.compile(r"(?<![ \t])(?! {2}\n\S)[ \t]+$", re.MULTILINE)
 _BLANK_LINES = re.compile(r"\n{4,}")
 _LEADING_LINES = re.compile(r"(?:[ \t]*\n)+")
 

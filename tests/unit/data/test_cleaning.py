@@ -13,7 +13,8 @@ TABLE = [
     ("one\r\ntwo\rthree", "one\ntwo\nthree", {"line_ends": 2}),
     ("10\u00a0km,\u202f5\u2009m", "10 km, 5 m", {"odd_spaces": 3}),
     ("\ufeffzero\u200bwidth\u2060", "zerowidth", {"invisible": 3}),
-    ("a  \nb\t\nc", "a\nb\nc", {"trailing_spaces": 2}),
+    ("a \nb\t\nc   \nd", "a\nb\nc\nd", {"trailing_spaces": 3}),
+    ("last of a paragraph  \n\nlast  ", "last of a paragraph\n\nlast", {"trailing_spaces": 2}),
     ("a\n\n\n\n\n\nb", "a\n\n\nb", {"blank_lines": 1}),
     ("a\n \n \n \n \nb", "a\n\n\nb", {"trailing_spaces": 4, "blank_lines": 1}),
     ("\n \n  indented\n", "  indented", {"trailing_spaces": 1, "outer_lines": 2}),
@@ -32,6 +33,7 @@ UNTOUCHED = [
     "[1,\n\n\n\n\n 2] ",
     "👨\u200d👩\u200d👧 می\u200cخواهم",
     "\u3000全角",
+    "Roses are red,  \nviolets are blue.",
 ]
 
 
