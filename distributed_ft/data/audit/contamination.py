@@ -35,7 +35,7 @@ class Known:
     severities: tuple[Severity, ...]
     paths: tuple[str, ...]
     reference: Indices  # [items] which reference an item is of
-    lines: Indices  # [items]
+    places: list[str]  # [items] file and line
     texts: list[str]  # [items] as they may be shown
     whole: tuple[Hashes, Indices]  # ascending hashes of prompt, and of prompt and answer; the item of each
     grams: Hashes  # ascending, each once
@@ -98,7 +98,7 @@ def known(references: Sequence[ReferenceRows], ngram: int) -> Known:
         severities=tuple(r.severity for r in references),
         paths=tuple(r.path for r in references),
         reference=np.repeat(np.arange(len(references)), [len(r.rows.examples) for r in references]),
-        lines=joined([np.array([e.line for e in r.rows.examples], np.int64) for r in references], np.int64),
+        places=[f"{e.path}:{e.line}" for r in references for e in r.rows.examples],
         texts=[cut(p, a) for r in references for p, a in zip(r.rows.prompts, r.rows.answers, strict=True)],
         whole=(all_hashes[by_hash], all_items[by_hash]),
         grams=distinct,
@@ -113,7 +113,7 @@ def known(references: Sequence[ReferenceRows], ngram: int) -> Known:
 
 def look(rows: Rows, items: Known, overlap: float) -> Matches:
     """What the rows of a chunk contain of the references; no loop over words or rows."""
-    if not len(items.lines):
+    if not items.places:
         none = np.zeros(0, np.int64)
         return Matches(none, none, np.zeros(0, np.float32))
     both = rows.words.pairs()
@@ -176,7 +176,7 @@ def judge(table: Table, looked: Sequence[Matches], items: Known) -> tuple[list[F
 def _pair(table: Table, items: Known, row: int, item: int, share: float) -> Shown:
     mine = table.shown(row)
     how = "has all of" if share == 1 else f"has {share:.0%} of"
-    theirs = f"{items.paths[items.reference[item]]}:{items.lines[item]}: {masked(items.texts[item])}"
+    theirs = f"{items.places[item]}: {masked(items.texts[item])}"
     return Shown(mine.row, f"{mine.text}\n  {how} {theirs}")
 
 

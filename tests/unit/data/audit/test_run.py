@@ -205,13 +205,12 @@ def test_what_is_shown_of_a_shard_is_in_it() -> None:
     shards = [[*rows_of("questions", 30, number), test[number]] for number in (1, 2)]
     parts = [[row.example(line, f"{n}.jsonl") for line, row in enumerate(shard, 1)] for n, shard in enumerate(shards)]
     folder = File("folder", [partial(list, part) for part in parts])
-    found = audit(
-        [folder], [Reference("test", "test.jsonl", True, loads(test, "test.jsonl"))], AuditSettings()
-    ).findings
+    found = audit([folder], [Reference("test", "tests", True, loads(test, "test.jsonl"))], AuditSettings()).findings
     seen = [f for f in found if f.id == "contamination.test"]
     assert [(f.path, list(f.rows), len(f.examples)) for f in seen] == [("0.jsonl", [31], 1), ("1.jsonl", [31], 1)]
-    for finding, row in zip(seen, test[1:], strict=True):
+    for finding, row, line in zip(seen, test[1:], (2, 3), strict=True):
         assert row.prompt[-40:] in finding.examples[0].text
+        assert f"has all of test.jsonl:{line}: " in finding.examples[0].text
 
 
 def test_plain_text_needs_no_question_and_an_empty_file_has_no_findings() -> None:
