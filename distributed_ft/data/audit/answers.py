@@ -95,7 +95,8 @@ class Answers:
 
 
 def look(rows: Rows) -> Answers:
-    placeholder = [_placeholder(a) for a in rows.answers]
+    trained = [e.messages[-1].trained for e in rows.examples]
+    placeholder = [_placeholder(a) if learned else 0 for a, learned in zip(rows.answers, trained, strict=True)]
     several = [len(e.messages) > 3 for e in rows.examples]  # there may be earlier answers
     for i in (i for i, more in enumerate(several) if more and not placeholder[i]):
         earlier = (m.content for m in rows.examples[i].messages[:-1] if m.role == "assistant" and m.trained)

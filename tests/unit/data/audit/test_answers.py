@@ -78,5 +78,6 @@ def test_every_turn_that_is_learned_is_looked_at_and_no_other() -> None:
     unlearned = Message("user", "And?"), Message("assistant", "", trained=False)
     assert looked(*unlearned, *after).empty[0] == 0
     assert looked(*after, *unlearned).empty[0] == 0
+    assert looked(Message("user", "And?"), Message("assistant", "TODO", trained=False)).placeholder[0] == 0
     assert looked(Message(TEXT, " ")).empty[0] == 1
     assert looked(Message("user", " "), Message("assistant", "Yes, it is.")).empty[0] == 2
