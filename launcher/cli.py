@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import io
 import json
 import logging
 import os
@@ -35,6 +36,8 @@ class Verb:
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 a fault, 2 for the user to fix, 75 stopped and resumable."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on import it tells of kernels that nobody asked for
+    if isinstance(sys.stdout, io.TextIOWrapper):  # in a locale without `→` it is written as \u2192, as stderr does
+        sys.stdout.reconfigure(errors="backslashreplace")
     return guarded(lambda: _dispatch(sys.argv[1:] if argv is None else argv))
 
 

@@ -2,6 +2,9 @@
 
 import gzip
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -146,6 +149,16 @@ def test_control_characters_of_the_data_do_not_reach_the_terminal(
     assert "error: encoding · 1 row" in shown
     assert r"Near \x1b[2J\x07 the \u202eharbour.␍" in shown
     assert not {"\x1b", "\x07", "\r", "\u202e"} & set(shown)
+
+
+@pytest.mark.parametrize(("encoding", "arrow"), [("utf-8", "→"), ("latin-1", r"\u2192"), ("ascii", r"\u2192")])
+def test_what_a_terminal_cannot_show_is_written_otherwise(tmp_path: Path, encoding: str, arrow: str) -> None:
+    write(tmp_path / "raw.jsonl", [*(row(n) for n in range(40)), {**row(41), "completion": " "}])
+    command = [sys.executable, "-m", "launcher", "data", "audit", "raw.jsonl"]
+    told = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, cwd=tmp_path, env=told, capture_output=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert f"what did we see? {arrow}" in done.stdout.decode(encoding)
 
 
 # --- rows that cannot be read --------------------------------------------------------------------------------------
