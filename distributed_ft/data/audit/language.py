@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,9 @@ _FIRST = 200  # rows of a chunk that are all asked about
 _FREQUENT, _COVERED = 100, 0.4  # words of those; prose of which they are so much is in their language
 _PIECE, _LONGER = 80, 400  # characters asked about
 _LEAST = 30  # letters: less has no language
-_NO_LANGUAGE = re.compile(r"https?://\S+|[\d_#*`|<>{}\[\]\"\\/=]+")
+_SIGNS = '_#*`|<>{}[]"\\/='
+_NO_LANGUAGE = re.compile(rf"https?://\S+|[\d{re.escape(_SIGNS)}]+")
+_BLANKS = str.maketrans(dict.fromkeys("0123456789" + _SIGNS, " "))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +41,13 @@ class Languages:
 
 def look(rows: Rows) -> Languages:
     parts = list(zip(rows.prompts, rows.answers, (f.name for f in rows.forms), strict=True))
-    found = [_language(_telling(*part)[:_PIECE]) for part in parts[:_FIRST]]
+    ask = cache(_language)  # many rows begin with the same instruction
+    found = [ask(_telling(*part)[:_PIECE]) for part in parts[:_FIRST]]
     counts = Counter(name for name, _ in found if name)
     usual, count = max(counts.items(), key=lambda item: item[1], default=("", 0))
     alike = count >= _MIXED * counts.total()  # else the file has no language to keep to
     known = _in_usual_words(rows) if alike and len(parts) > _FIRST else np.zeros(len(parts), np.bool_)
-    found += [(usual, 1.0) if known[i] else _language(_telling(*parts[i])[:_PIECE]) for i in range(_FIRST, len(parts))]
+    found += [(usual, 1.0) if known[i] else ask(_telling(*parts[i])[:_PIECE]) for i in range(_FIRST, len(parts))]
     languages = []
     for part, (name, score) in zip(parts, found, strict=True):
         if alike and name != usual:
@@ -86,8 +89,14 @@ def _telling(prompt: str, answer: str, form: str) -> str:
         text = f"{prompt[-_LONGER:]} {answer}" if "```" not in prompt and "```" not in answer else ""
     else:
         text = prompt[-_LONGER:] if "```" not in prompt else ""
-    text = _NO_LANGUAGE.sub(" ", text[:_LONGER])
+    text = _without_signs(text[:_LONGER])
     return " ".join(text.split()).lower() if text.isupper() else " ".join(text.split())
+
+
+def _without_signs(text: str) -> str:
+    if text.isascii() and "http" not in text:
+        return text.translate(_BLANKS)  # the same, ten times as fast
+    return _NO_LANGUAGE.sub(" ", text)
 
 
 def _language(text: str) -> tuple[str, float]:

@@ -14,6 +14,8 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow
+import pyarrow.compute as pc
 
 from distributed_ft.data.audit.forms import Form, form_of
 from distributed_ft.data.audit.masking import masked
@@ -62,21 +64,21 @@ class Rows:
         return list(map(form_of, self.answers))
 
     @cached_property
-    def joined(self) -> str:
-        """All that is said in all rows: searched once instead of row by row."""
-        return "\0".join([f"{p}\n{a}" for p, a in zip(self.prompts, self.answers, strict=True)])
+    def texts(self) -> list[str]:
+        """All that is said in each row."""
+        return [f"{p}\n{a}" for p, a in zip(self.prompts, self.answers, strict=True)]
 
     @cached_property
-    def _begins(self) -> Index:
-        lengths = [len(p) + len(a) + 2 for p, a in zip(self.prompts, self.answers, strict=True)]
-        return np.concatenate([[0], np.cumsum(lengths)])
+    def _column(self) -> pyarrow.Array:
+        return pyarrow.array(self.texts, pyarrow.string())
 
-    def row_at(self, position: int) -> int:
-        """The row that a character of `joined` belongs to."""
-        return int(np.searchsorted(self._begins, position, side="right")) - 1
+    def holding(self, pattern: str) -> list[int]:
+        """The rows in whose text `pattern` matches: a regular expression of RE2, so one pass, however long it is.
 
-    def text(self, row: int) -> str:
-        return self.joined[self._begins[row] : self._begins[row + 1] - 1]
+        Of `re` each of many alternatives is a pass of its own; what is rare is sought by RE2, and judged by `re`.
+        """
+        found: list[int] = np.flatnonzero(pc.match_substring_regex(self._column, pattern)).tolist()
+        return found
 
 
 @dataclass(frozen=True, slots=True)
