@@ -68,12 +68,11 @@ def look(rows: Rows) -> Balance:
 
 def _sketch(hashes: Hashes) -> tuple[int, Hashes]:
     """How many there are, and the smallest different ones (Bar-Yossef et al. 2002)."""
-    few = hashes
     if len(hashes) > 8 * _SKETCH:
-        few = hashes[hashes < np.uint64(2**64 * 4 * _SKETCH // len(hashes))]
-        if len(np.unique(few)) < _SKETCH:
-            few = hashes
-    return len(hashes), np.unique(few)[:_SKETCH]
+        low = np.unique(hashes[hashes < np.uint64(2**64 * 4 * _SKETCH // len(hashes))])
+        if len(low) >= _SKETCH:
+            return len(hashes), low[:_SKETCH]
+    return len(hashes), np.unique(hashes)[:_SKETCH]
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,8 @@ _EXAMPLE_NAME = re.compile(
 )
 # Of RE2: one of these is in every row with personal data.
 _WORTH_A_LOOK = (
-    r"@|\p{Nd}[\p{Nd} ().\-/\x{a0}]{5,40}\p{Nd}"
-    r"|[A-Z](?:[A-Z]\p{Nd}{2} ?[A-Z0-9]{4}|[A-Z]{5}\p{Nd}\p{Nd}|\p{Nd}{7}[A-Z])"
+    r"@|\p{Nd}[\p{Nd} ().\-/\x{a0}]{5,}\p{Nd}"
+    r"|[A-Z](?:[A-Z]D{2} ?[A-Z0-9]{4}|[A-Z]{5}DD|D{7}[A-Z])".replace("D", r"[0-9\x{80}-\x{10ffff}]")  # or a digit
 )
 _DIGITS = re.compile(r"\d[\d ().\-/\u00a0]{5,40}\d[A-Z]?\b")
 _LETTERED = re.compile(
@@ -55,7 +55,8 @@ _CALLED = re.compile(
     r"|téléphone|appele[rz])\b",
     re.IGNORECASE,
 )
-_REGIONS = ("DE", "FR", "NL", "IN", "IT", "ES", "GB", "AU", "US")  # first those whose plan most numbers fit
+_REGIONS = ("FR", "DE", "NL", "AU", "ES", "IT", "GB", "IN", "US")  # first those whose plan most numbers fit
+_PLAIN = (33, 49, 31)  # calling codes of the first three: there only a 0 may stand before a number
 _IP = re.compile(r"(?<![\d.])\d{1,3}(?:\.\d{1,3}){3}(?![\d.])")
 _VERSION = re.compile(r"(?:version|release|firmware|build|v|ver\.?|section|chapter|§)\s*\Z", re.IGNORECASE)
 _PUBLIC_SERVERS = ("8.8.8.8", "8.8.4.4", "1.1.1.1", "1.0.0.1", "9.9.9.9", "1.2.3.4")
@@ -174,7 +175,13 @@ def _is_phone(text: str, digits: str, before: str) -> bool:
         return _fits(text, None)
     if american := _NORTH_AMERICAN.fullmatch(text):
         return _fits(american[0], "US")
-    return bool(_CALLED.search(before)) and any(_fits(text, region) for region in _REGIONS)
+    if not _CALLED.search(before):
+        return False
+    if digits[0] in "123456789":  # as it is: quickly asked
+        for code in _PLAIN:
+            if phonenumbers.is_valid_number(phonenumbers.PhoneNumber(code, int(digits))):
+                return True
+    return any(_fits(text, region) for region in _REGIONS)
 
 
 def _fits(text: str, region: str | None) -> bool:
