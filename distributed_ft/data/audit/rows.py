@@ -69,16 +69,24 @@ class Rows:
         return [f"{p}\n{a}" for p, a in zip(self.prompts, self.answers, strict=True)]
 
     @cached_property
-    def _column(self) -> pyarrow.Array:
-        return pyarrow.array(self.texts, pyarrow.string())
+    def _columns(self) -> tuple[pyarrow.Array, pyarrow.Array]:
+        return pyarrow.array(self.texts, pyarrow.string()), pyarrow.array(self.answers, pyarrow.string())
 
     def holding(self, pattern: str) -> list[int]:
         """The rows in whose text `pattern` matches: a regular expression of RE2, so one pass, however long it is.
 
         Of `re` each of many alternatives is a pass of its own; what is rare is sought by RE2, and judged by `re`.
         """
-        found: list[int] = np.flatnonzero(pc.match_substring_regex(self._column, pattern)).tolist()
-        return found
+        return _matching(self._columns[0], pattern)
+
+    def answering(self, pattern: str) -> list[int]:
+        """The rows in whose answer `pattern` matches."""
+        return _matching(self._columns[1], pattern)
+
+
+def _matching(column: pyarrow.Array, pattern: str) -> list[int]:
+    found: list[int] = np.flatnonzero(pc.match_substring_regex(column, pattern)).tolist()
+    return found
 
 
 @dataclass(frozen=True, slots=True)
