@@ -44,8 +44,13 @@ def look(rows: Rows) -> Balance:
         else:
             continue
         for field, value in labels.items():
-            text = value if isinstance(value, str) else str(value).lower() if isinstance(value, bool | None) else None
-            if text is None or len(text) > _LABEL:
+            if isinstance(value, str):
+                text = value
+            elif value is None or isinstance(value, bool):
+                text = str(value).lower()
+            else:
+                continue
+            if len(text) > _LABEL:
                 continue
             if field not in codes:
                 if len(codes) >= _FIELDS:

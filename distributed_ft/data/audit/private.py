@@ -52,8 +52,7 @@ _NORTH_AMERICAN = re.compile(r"(?:\+?1[ .-]?)?(?:\(\d{3}\)[ .-]?|\d{3}[ .-])\d{3
 _RESERVED_PHONE = re.compile(r"555\D?\d{4}\Z|5555|79460\d{3}\Z|1632960\d{3}\Z|7700900\d{3}\Z|1234567|12345678")
 _CALLED = re.compile(
     r"\b(?:(?:tele|cell|i)?phones?|telefon\w*|mobile|cell|tel|call|fax|reach|whatsapp|sms|handy|anruf\w*|ruf|teléfono|móvil"
-    r"|téléphone|appele[rz])\b",
-    re.IGNORECASE,
+    r"|téléphone|appele[rz])\b"  # in lower case
 )
 _REGIONS = ("FR", "DE", "NL", "AU", "ES", "IT", "GB", "IN", "US")  # first those whose plan most numbers fit
 _PLAIN = (33, 49, 31)  # calling codes of the first three: there only a 0 may stand before a number
@@ -78,7 +77,9 @@ _NAMED = (
     (re.compile(r"\bCPF\b", re.IGNORECASE), cpf),
     (re.compile(r"\bSSN\b|social security", re.IGNORECASE), ssn),
 )
-_NAME = re.compile("|".join(name.pattern for name, _ in _NAMED), re.IGNORECASE)
+_NAME = re.compile(  # of any of them, in lower case
+    r"\b(?:nhs|steuer|idnr|tax id|nir|bsn|pesel|cpf|ssn)|sécu|burgerservice|social security"
+)
 _DATE = re.compile(r"(?:19|20)\d\d([-/.])\d{1,2}\1\d{1,2}(?!\d)|\d{1,2}([-/.])\d{1,2}\2(?:19|20)\d\d(?!\d)")
 
 
@@ -135,7 +136,7 @@ def _number(text: str, before: str) -> str:
             return "IP address" if _is_public(address[0]) and not _VERSION.search(before) else ""
     if len(digits) in (8, 9, 11) and (kind := _by_its_form(text.strip())):
         return kind
-    if len(digits) >= 9 and _NAME.search(before):
+    if len(digits) >= 9 and _NAME.search(before.lower()):
         for name, plan in _NAMED:
             if name.search(before) and plan.is_valid(digits):
                 return f"national id ({plan.__name__.rsplit('.', 1)[1].upper()})"
@@ -175,7 +176,7 @@ def _is_phone(text: str, digits: str, before: str) -> bool:
         return _fits(text, None)
     if american := _NORTH_AMERICAN.fullmatch(text):
         return _fits(american[0], "US")
-    if not _CALLED.search(before):
+    if not _CALLED.search(before.lower()):
         return False
     if digits[0] in "123456789":  # as it is: quickly asked
         for code in _PLAIN:

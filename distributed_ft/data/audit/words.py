@@ -37,7 +37,7 @@ class Words:
 
     def sequences(self) -> Hashes:
         """One hash a text, uint64 [n]: of its words in their order; 0 where there are none."""
-        return _of_runs(self.hashes, self.starts, _WORD) * (np.diff(self.starts) > 0)
+        return _of_runs(self.hashes, self.starts[:-1], self.starts[1:], _WORD) * (np.diff(self.starts) > 0)
 
     def ngrams(self, n: int) -> tuple[Hashes, Index]:
         """Every n words in a row within a text: their hashes, and which text each is of."""
@@ -82,10 +82,11 @@ def _words_of(texts: Sequence[str]) -> Words:
         data = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32)
     kinds = _kinds()[data]
     edges = np.flatnonzero((kinds[1:] != kinds[:-1]) | (kinds[1:] == _WHOLE)) + 1
-    edges = np.concatenate([[0], edges, [len(data)]])
-    is_word = kinds[edges[:-1]] != _NONE
-    starts = np.concatenate([[0], np.searchsorted(edges[:-1][is_word], np.flatnonzero(data == 0))])
-    return Words(_of_runs(data.astype(np.uint64), edges, _LETTER)[is_word], starts)
+    begins = np.concatenate([[0], edges])
+    is_word = kinds[begins] != _NONE
+    begins, ends = begins[is_word], np.append(edges, len(data))[is_word]
+    starts = np.concatenate([[0], np.searchsorted(begins, np.flatnonzero(data == 0))])
+    return Words(_of_runs(data, begins, ends, _LETTER), starts)
 
 
 def mixed(hashes: Hashes) -> Hashes:
@@ -111,16 +112,13 @@ def _kinds() -> npt.NDArray[np.uint8]:
     return kinds
 
 
-def _of_runs(values: Hashes, edges: Index, base: np.uint64) -> Hashes:
-    """A hash of `values[edges[i] : edges[i + 1]]` for each i."""
-    if len(edges) < 2:
-        return np.zeros(0, np.uint64)
+def _of_runs(values: npt.NDArray[np.unsignedinteger[Any]], begins: Index, ends: Index, base: np.uint64) -> Hashes:
+    """A hash of `values[begins[i] : ends[i]]` for each i."""
     powers = _powers(int(base), len(values))
     back = _powers(pow(int(base), -1, 2**64), len(values))
     sums = np.zeros(len(values) + 1, np.uint64)
     np.cumsum((values + np.uint64(1)) * powers[: len(values)], out=sums[1:])
-    at = sums[edges]
-    return mixed((at[1:] - at[:-1]) * back[edges[:-1]])
+    return mixed((sums[ends] - sums[begins]) * back[begins])
 
 
 @lru_cache(maxsize=64)
