@@ -18,8 +18,7 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
-from benchmarks.data_worker import BASE, config_of, timed
-from benchmarks.harness import Measurement, report
+from benchmarks.harness import Measurement, report, timed
 from distributed_ft.data.audit import (
     answers,
     balance,
@@ -40,7 +39,6 @@ from distributed_ft.data.curate import Wanted, curate
 from distributed_ft.data.prepare import prepare
 from distributed_ft.data.reading import Reading, chunks
 from distributed_ft.data.similar import clusters, signatures
-from distributed_ft.model.load import load_tokenizer
 
 _EVERY = 0.2  # seconds between two looks at the memory
 SEQ_LEN = 1024
@@ -102,6 +100,10 @@ def curated(rows: Path, folder: Path) -> Measurement:
 
 
 def tokenised(rows: Path, folder: Path) -> Measurement:
+    # Not above: no audit has torch in its memory, through which each collection of garbage would have to walk.
+    from benchmarks.data_worker import BASE, config_of
+    from distributed_ft.model.load import load_tokenizer
+
     config, tokenizer = config_of(rows, SEQ_LEN), load_tokenizer(BASE)
     return {"spent": timed(lambda: prepare(config, tokenizer, folder / "cache"))[1]}
 

@@ -24,6 +24,7 @@ _LETTER = np.uint64(0x9E3779B97F4A7C15)  # bases of the polynomials: odd, so tha
 _WORD = np.uint64(0xC2B2AE3D27D4EB4F)
 _BATCH = 2**16  # characters at once, about: their numbers stay in the processor's cache
 _NONE, _PART, _WHOLE = range(3)  # what a character is to words
+_ASCII = np.array([_PART if chr(c).isalnum() else _NONE for c in range(128)], np.uint8)
 # Scripts that are written without spaces, where a character is a word: Thai, kana, Chinese characters.
 _UNSPACED = ((0xE00, 0xE80), (0x3040, 0x3100), (0x3400, 0xA000), (0xF900, 0xFB00))
 
@@ -77,10 +78,11 @@ def _words_of(texts: Sequence[str]) -> Words:
     joined = "\0".join(texts) + "\0"
     if joined.isascii():
         data: npt.NDArray[np.unsignedinteger[Any]] = np.frombuffer(joined.lower().encode(), np.uint8)
+        kinds = _ASCII[data]
     else:
         joined = "\0".join([text.lower() if text.isascii() else _plain(text) for text in texts]) + "\0"
         data = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32)
-    kinds = _kinds()[data]
+        kinds = _kinds()[data]
     edges = np.flatnonzero((kinds[1:] != kinds[:-1]) | (kinds[1:] == _WHOLE)) + 1
     begins = np.concatenate([[0], edges])
     is_word = kinds[begins] != _NONE
