@@ -33,7 +33,7 @@ from distributed_ft.data.audit import (
     secrets,
 )
 from distributed_ft.data.audit.of_run import rows_of
-from distributed_ft.data.audit.rows import Rows, basics
+from distributed_ft.data.audit.rows import Rows, Table, basics
 from distributed_ft.data.audit.run import AuditSettings, Facts, File, judge
 from distributed_ft.data.curate import Wanted, curate
 from distributed_ft.data.prepare import prepare
@@ -49,7 +49,7 @@ def read(rows: Path, folder: Path) -> Measurement:
 
 
 def checks(rows: Path, folder: Path) -> Measurement:
-    """CPU seconds by check, `read` and `judge` among them; `near` is not a linear check."""
+    """CPU seconds by check, `read` and `judge` among them; `near`, signatures and clusters, is not a linear check."""
     known, settings = contamination.known([], 8), AuditSettings()
     spent: dict[str, float] = defaultdict(float)
 
@@ -79,6 +79,10 @@ def checks(rows: Path, folder: Path) -> Measurement:
             )
         )
     findings, statistics = clocked("judge", lambda: judge(str(rows), facts, known, settings))
+    table, signed = Table(str(rows), [f.basics for f in facts]), [f.signatures for f in facts]
+    before = spent["near"]
+    clocked("near", lambda: duplicates.repeated(table, signed, settings.near_duplicate))
+    spent["judge"] -= spent["near"] - before  # it has done the same
     return {"spent": dict(spent), "findings": [f"{f.id}: {f.count}" for f in findings], "rows": statistics["rows"]}
 
 

@@ -40,19 +40,16 @@ _REFUSAL = re.compile(
     r"|\b(?:against|violates?) (?:my|openai(?:'|’)s|the) (?:programming|guidelines|policy|policies|usage)\b",
     re.IGNORECASE,
 )
-# Of RE2: one of these is in every answer that one of the above matches, and in few others.
-_WORTH_A_LOOK = (
-    (
-        r"\A(?s:.){0,24}\z|TODO|FIXME|TB[DA]|XXX|(?i:lorem ipsum|goes here|placeholder|\{\{"
-        r"|[\[<][^A-Za-z]*(?:insert|your|add|put|fill|replace|enter|todo|tbd|placeholder|answer|response)"
-        r"|(?:to|will) be (?:filled in|written|completed|added) (?:later|soon|here)"
-        r"|an? (?:ai|artificial|(?:large )?language model)|as a chatbot|my (?:knowledge|training) (?:cut|data)"
-        r"|(?:against|violates?) (?:my|openai.s|the) (?:programming|guidelines|polic|usage)"
-        r"|\A\W*(?:i(?: |['’]m )|sorry|apolog|unfortunately))"
-    )
-    .replace("i", "[iİı]")
-    .replace("(?[iİı]:", "(?i:")
-)
+# Of RE2: one of these is in every answer that one of the above matches, and in few others. İ and ı are i to `re`.
+_WORDS = (
+    r"lorem ipsum|goes here|placeholder|\{\{"
+    r"|[\[<][^A-Za-z]*(?:insert|your|add|put|fill|replace|enter|todo|tbd|placeholder|answer|response)"
+    r"|(?:to|will) be (?:filled in|written|completed|added) (?:later|soon|here)"
+    r"|an? (?:ai|artificial|(?:large )?language model)|as a chatbot|my (?:knowledge|training) (?:cut|data)"
+    r"|(?:against|violates?) (?:my|openai.s|the) (?:programming|guidelines|polic|usage)"
+    r"|\A\W*(?:i(?: |['’]m )|sorry|apolog|unfortunately)"
+).replace("i", "[iİı]")
+_WORTH_A_LOOK = rf"\A(?s:.){{0,24}}\z|TODO|FIXME|TB[DA]|XXX|(?i:{_WORDS})"
 _ADDRESS = re.compile(r"(?:https?://|www\.)\S+\Z|\S+@\S+\.\w+\Z")
 _SENTENCE = 30  # characters: shorter answers need not be sentences
 _LONG = 80  # characters: where answers have fewer, short ones are usual

@@ -28,7 +28,7 @@ _PIECE, _LONGER = 80, 400  # characters asked about
 _LEAST = 30  # letters: less has no language
 _SIGNS = '_#*`|<>{}[]"\\/='
 _NO_LANGUAGE = re.compile(rf"https?://\S+|[\d{re.escape(_SIGNS)}]+")
-_BLANKS = bytes.maketrans((digits := f"0123456789{_SIGNS}".encode()), b" " * len(digits))
+_BLANKS = bytes.maketrans(b"0123456789" + _SIGNS.encode(), b" " * (10 + len(_SIGNS)))
 
 
 @dataclass(frozen=True, slots=True)

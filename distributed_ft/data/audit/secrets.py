@@ -55,7 +55,7 @@ _NEWER = (
 _HINTS = [*(hint for hints, _ in _DETECTORS for hint in hints), *(hint for hint, _, _ in _NEWER)]
 _HINTED = "|".join(map(re.escape, _HINTS))  # of RE2
 _KEYWORDS = ("passw", "passp", "pwd", "secret", "token", "api", "access", "auth")  # how what _ASSIGNED finds begins
-_KEYWORD = f"(?i:{'|'.join(_KEYWORDS)})".replace("i|", "[iİ]|")  # of RE2, which does not know that İ is an i
+_KEYWORD = f"(?i:{'|'.join(_KEYWORDS).replace('i', '[iİ]')})"  # of RE2, which does not know that İ is an i
 _ASSIGNED = re.compile(
     r"(?P<word>passw(?:or)?d|passphrase|pwd|secret|token|api[_ -]?key|access[_-]?key|auth[_-]?key)"
     r"(?P<suffix>[\w-]{0,20})[\"'`]?\s{0,3}"
