@@ -40,13 +40,16 @@ _REFUSAL = re.compile(
     r"|\b(?:against|violates?) (?:my|openai(?:'|’)s|the) (?:programming|guidelines|policy|policies|usage)\b",
     re.IGNORECASE,
 )
-# One of them is in every refusal, in lower case, anywhere or at its beginning; looking for them is quick.
-_REFUSAL_HINTS = (
-    "an ai", "language model", "chatbot", "artificial", "my knowledge", "my training", "against ", "violate",
-)  # fmt: skip
-_REFUSAL_BEGINS = ("sorry", "apolog", "unfortunately", "i can", "i won", "i will not", "able to")
-_BEGIN = 60  # characters
-_PLACEHOLDER_HINTS = ("[", "<", "{{", "lorem", "goes here", "placeholder", "to be ", "will be ")
+# Of RE2: one of these is in every answer that one of the above matches, and in few others. İ and ı are i to `re`.
+_WORDS = (
+    r"lorem ipsum|goes here|placeholder|\{\{"
+    r"|[\[<][^A-Za-z]*(?:insert|your|add|put|fill|replace|enter|todo|tbd|placeholder|answer|response)"
+    r"|(?:to|will) be (?:filled in|written|completed|added) (?:later|soon|here)"
+    r"|an? (?:ai|artificial|(?:large )?language model)|as a chatbot|my (?:knowledge|training) (?:cut|data)"
+    r"|(?:against|violates?) (?:my|openai.s|the) (?:programming|guidelines|polic|usage)"
+    r"|\A\W*(?:i(?: |['’]m )|sorry|apolog|unfortunately)"
+).replace("i", "[iİı]")
+_WORTH_A_LOOK = rf"\A(?s:.){{0,24}}\z|TODO|FIXME|TB[DA]|XXX|(?i:{_WORDS})"
 _ADDRESS = re.compile(r"(?:https?://|www\.)\S+\Z|\S+@\S+\.\w+\Z")
 _SENTENCE = 30  # characters: shorter answers need not be sentences
 _LONG = 80  # characters: where answers have fewer, short ones are usual
@@ -79,27 +82,27 @@ class Answers:
 
 
 def look(rows: Rows) -> Answers:
-    placeholder = [_placeholder(a) for a in rows.answers]
+    placeholder = np.zeros(len(rows.answers), np.int32)
+    for row in rows.answering(_WORTH_A_LOOK):
+        placeholder[row] = _placeholder(rows.answers[row])
     empty = [
-        1 if not answer.strip() else 2 if not prompt.strip() and e.messages[0].role != TEXT else 0
+        1 if _is_blank(answer) else 2 if _is_blank(prompt) and e.messages[0].role != TEXT else 0
         for e, prompt, answer in zip(rows.examples, rows.prompts, rows.answers, strict=True)
     ]
     ends = [_open_end(answer) for answer in rows.answers]
-    return Answers(np.array(placeholder, np.int32), np.array(ends, np.int32), np.array(empty, np.int32))
+    return Answers(placeholder, np.array(ends, np.int32), np.array(empty, np.int32))
+
+
+def _is_blank(text: str) -> bool:
+    return not text or text.isspace()
 
 
 def _placeholder(answer: str) -> int:
-    if len(answer) <= 24 and answer.strip() and _NOTHING.fullmatch(answer):
+    if len(answer) <= 24 and not _is_blank(answer) and _NOTHING.fullmatch(answer):
         return STRONG if re.search(r"todo|tbd|placeholder", answer, re.IGNORECASE) else WEAK
-    low = answer.lower()
-    if any(map(low.__contains__, _PLACEHOLDER_HINTS)) and "```" not in answer and _PLACEHOLDER.search(answer):
+    if "```" not in answer and (_PLACEHOLDER.search(answer) or _UNDONE.search(answer)):
         return STRONG
-    if ("TODO" in answer or "FIXME" in answer or "TB" in answer or "XXX" in answer) and "```" not in answer:
-        return STRONG if _UNDONE.search(answer) else 0
-    refuses = any(map(low[:_BEGIN].__contains__, _REFUSAL_BEGINS)) or any(map(low.__contains__, _REFUSAL_HINTS))
-    if refuses and _REFUSAL.search(answer):
-        return REFUSAL
-    return 0
+    return REFUSAL if _REFUSAL.search(answer) else 0
 
 
 def _open_end(answer: str) -> bool:

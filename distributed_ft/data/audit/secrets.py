@@ -52,7 +52,10 @@ _NEWER = (
     ("github_pat_", re.compile(r"\bgithub_pat_\w{22,}"), "GitHub token"),
     ("npm_", re.compile(r"\bnpm_[A-Za-z0-9]{36}\b"), "npm token"),
 )
+_HINTS = [*(hint for hints, _ in _DETECTORS for hint in hints), *(hint for hint, _, _ in _NEWER)]
+_HINTED = "|".join(map(re.escape, _HINTS))  # of RE2
 _KEYWORDS = ("passw", "passp", "pwd", "secret", "token", "api", "access", "auth")  # how what _ASSIGNED finds begins
+_KEYWORD = f"(?i:{'|'.join(_KEYWORDS).replace('i', '[iİ]')})"  # of RE2, which does not know that İ is an i
 _ASSIGNED = re.compile(
     r"(?P<word>passw(?:or)?d|passphrase|pwd|secret|token|api[_ -]?key|access[_-]?key|auth[_-]?key)"
     r"(?P<suffix>[\w-]{0,20})[\"'`]?\s{0,3}"
@@ -80,12 +83,17 @@ class Secrets:
 
 def look(rows: Rows) -> Secrets:
     kinds: dict[int, str] = {}
-    for position, kind in _found(rows.joined):
-        kinds.setdefault(rows.row_at(position), kind)
+    for row in rows.holding(_HINTED):
+        if kind := next(_keys(rows.texts[row]), None):
+            kinds[row] = kind
+    for row in rows.holding(_KEYWORD):
+        if row not in kinds and _is_told(rows.texts[row]):
+            kinds[row] = "password or key"
     return Secrets(kinds)
 
 
-def _found(text: str) -> Iterator[tuple[int, str]]:
+def _keys(text: str) -> Iterator[str]:
+    """The kinds of what is known by its own form."""
     for hints, kind in _DETECTORS:
         detector = None
         for hint in hints:
@@ -93,18 +101,23 @@ def _found(text: str) -> Iterator[tuple[int, str]]:
                 detector = detector or kind()
                 line = _line(text, at)
                 if any(not _MADE_UP.search(secret) for secret in detector.analyze_string(line)):
-                    yield at, str(detector.secret_type).lower()
+                    yield str(detector.secret_type).lower()
     for hint, pattern, name in _NEWER:
         for at in _positions(text, hint):
             match = pattern.search(_line(text, at))
             if match is not None and not _MADE_UP.search(match[0]) and _entropy(match[0]) > 3.5:
-                yield at, name
+                yield name
+
+
+def _is_told(text: str) -> bool:
+    """Whether a keyword is given a value that looks like a secret."""
     low = text.replace("İ", "I").lower()  # the only letter that would become two
     for word in _KEYWORDS:
         for at in _positions(low, word):
             match = _ASSIGNED.match(text, at, at + 200)
             if match is not None and _is_secret(match) and "public" not in low[max(at - 12, 0) : at]:
-                yield at, "password or key"
+                return True
+    return False
 
 
 def _positions(text: str, hint: str) -> Iterator[int]:
@@ -115,11 +128,11 @@ def _positions(text: str, hint: str) -> Iterator[int]:
 
 
 def _line(text: str, at: int) -> str:
-    """The line around a character, a kilobyte either side at most, within its row."""
+    """The line around a character, a kilobyte either side at most."""
     low, high = max(at - 1000, 0), at + 1000
-    begin = max(text.rfind("\n", low, at), text.rfind("\0", low, at), low - 1) + 1
-    ends = [e for e in (text.find("\n", at, high), text.find("\0", at, high)) if e >= 0]
-    return text[begin : min(ends, default=high)]
+    begin = max(text.rfind("\n", low, at), low - 1) + 1
+    end = text.find("\n", at, high)
+    return text[begin : end if end >= 0 else high]
 
 
 def _is_secret(match: re.Match[str]) -> bool:
