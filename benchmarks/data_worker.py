@@ -12,10 +12,7 @@ caches are cold.
 import hashlib
 import json
 import os
-import resource
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.cases import DEMO
-from benchmarks.harness import Measurement, report
+from benchmarks.harness import Measurement, report, timed
 from distributed_ft.config.schema import RunConfig
 from distributed_ft.data.order import Order
 from distributed_ft.data.prepare import prepare
@@ -38,19 +35,6 @@ def config_of(rows: Path, seq_len: int) -> RunConfig:
     """A run on the embedded base."""
     tree = {"name": "data", "model": {"base": BASE}, "data": {"train": str(rows), "seq_len": seq_len}}
     return RunConfig.model_validate_json(json.dumps(tree))
-
-
-def cpu_seconds() -> float:
-    """Of this process and of its children that have ended."""
-    spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in spent)
-
-
-def timed(work: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
-    """What it gives, and its wall and CPU seconds."""
-    wall, cpu = time.perf_counter(), cpu_seconds()
-    given = work()
-    return given, {"wall": time.perf_counter() - wall, "cpu": cpu_seconds() - cpu}
 
 
 def measure_ours(rows: Path, seq_len: int, folder: Path) -> Measurement:

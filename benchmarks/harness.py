@@ -8,6 +8,7 @@ A worker is a module run as `python -m benchmarks.NAME ARGUMENTS… OUT`, once a
 import json
 import os
 import platform
+import resource
 import socket
 import statistics
 import subprocess
@@ -76,6 +77,19 @@ def report(out: Path, measurement: Measurement) -> None:
     """Called by a worker at its end: hand this rank's measurement to the driver."""
     rank = int(os.environ.get("RANK", "0"))
     (out / f"rank-{rank}.json").write_text(json.dumps(measurement))
+
+
+def cpu_seconds() -> float:
+    """Of this process and of its children that have ended."""
+    spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in spent)
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+    """What it gives, and its wall and CPU seconds."""
+    wall, cpu = time.perf_counter(), cpu_seconds()
+    given = work()
+    return given, {"wall": time.perf_counter() - wall, "cpu": cpu_seconds() - cpu}
 
 
 def interleaved(

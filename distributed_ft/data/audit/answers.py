@@ -1,7 +1,7 @@
 """Answers that are no answers: empty, far too short, cut off, placeholders, refusals."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from distributed_ft.data.audit.formats import Forms, closed_set, is_prose
 from distributed_ft.data.audit.forms import FENCE, LIST, NUMBERED, TAGS
-from distributed_ft.data.audit.rows import LEAST, Codes, Indices, Rows, Table, joined
+from distributed_ft.data.audit.rows import LEAST, Codes, Indices, Rows, Table, joined, matching
 from distributed_ft.data.examples import TEXT, Example
 from distributed_ft.data.findings import Finding
 
@@ -55,14 +55,17 @@ _REFUSES = re.compile(  # at the beginning
     r" (?:assist|help|fulfill|comply|provide|answer|do that|discuss|generate|create|engage|support)\b)",
     re.IGNORECASE,
 )
-# One of them is in every refusal, in lower case, anywhere or at its beginning; looking for them is quick.
-_REFUSAL_HINTS = (
-    "an ai", "language model", "chatbot", "artificial", "my knowledge", "my training", "against ", "violate",
-    "must decline", "not comfortable", "have personal",
-)  # fmt: skip
-_REFUSAL_BEGINS = ("sorry", "apolog", "unfortunately", "i can", "i won", "i will not", "able to")
-_BEGIN = 60  # characters
-_PLACEHOLDER_HINTS = ("[", "<", "{{", "lorem", "goes here", "placeholder", "to be ", "will be ")
+# Of RE2: one of these is in every answer that one of the above matches, and in few others. İ and ı are i to `re`.
+_WORDS = (
+    r"lorem ipsum|goes here|placeholder|\{\{"
+    r"|[\[<][^A-Za-z]*(?:insert|your|add|put|fill|replace|enter|todo|tbd|placeholder|answer|response)"
+    r"|(?:to|will) be (?:filled in|written|completed|added) (?:later|soon|here)"
+    r"|an? (?:ai|artificial|(?:large )?language model)|as a chatbot|my (?:knowledge|training) (?:cut|data)"
+    r"|(?:against|violates?) (?:my|openai.s|the) (?:programming|guidelines|polic|usage|content|safety)"
+    r"|i must decline|not comfortable|have personal"
+    r"|\A\W*(?:i(?: |['’]m )|sorry|apolog|unfortunately)"
+).replace("i", "[iİı]")
+_WORTH_A_LOOK = rf"\A(?s:.){{0,24}}\z|TODO|FIXME|TB[DA]|XXX|(?i:{_WORDS})"
 _ADDRESS = re.compile(r"(?:https?://|www\.)\S+\Z|\S+@\S+\.\w+\Z")
 _SENTENCE = 30  # characters: shorter answers need not be sentences
 _LONG = 80  # characters: where answers have fewer, short ones are usual
@@ -95,41 +98,47 @@ class Answers:
 
 
 def look(rows: Rows) -> Answers:
-    trained = [e.messages[-1].trained for e in rows.examples]
-    placeholder = [_placeholder(a) if learned else 0 for a, learned in zip(rows.answers, trained, strict=True)]
+    placeholder = np.zeros(len(rows.answers), np.int32)
+    for row in rows.answering(_WORTH_A_LOOK):
+        if rows.examples[row].messages[-1].trained:
+            placeholder[row] = _placeholder(rows.answers[row])
     several = [len(e.messages) > 3 for e in rows.examples]  # there may be earlier answers
-    for i in (i for i, more in enumerate(several) if more and not placeholder[i]):
-        earlier = (m.content for m in rows.examples[i].messages[:-1] if m.role == "assistant" and m.trained)
-        placeholder[i] = next((kind for kind in map(_placeholder, earlier) if kind in (STRONG, REFUSAL)), 0)
+    earlier = [(row, text) for row, more in enumerate(several) if more for text in _earlier(rows.examples[row])]
+    for place in matching([text for _, text in earlier], _WORTH_A_LOOK):
+        row, text = earlier[place]
+        if not placeholder[row] and (kind := _placeholder(text)) != WEAK:
+            placeholder[row] = kind
     empty = [
-        0 if not more and answer.strip() and prompt.strip() else _empty(e, prompt)
+        0 if not (more or _is_blank(answer) or _is_blank(prompt)) else _empty(e, prompt)
         for e, prompt, answer, more in zip(rows.examples, rows.prompts, rows.answers, several, strict=True)
     ]
     ends = [_open_end(answer) for answer in rows.answers]
-    return Answers(np.array(placeholder, np.int32), np.array(ends, np.int32), np.array(empty, np.int32))
+    return Answers(placeholder, np.array(ends, np.int32), np.array(empty, np.int32))
+
+
+def _is_blank(text: str) -> bool:
+    return not text or text.isspace()
 
 
 def _empty(example: Example, prompt: str) -> int:
     """1: something that is learned is empty; calls of tools are something. 2: no question."""
     learned = (m for m in example.messages if m.trained and m.role in ("assistant", TEXT))
-    if any(not m.content.strip() and '"tool_calls"' not in m.extras for m in learned):
+    if any(_is_blank(m.content) and '"tool_calls"' not in m.extras for m in learned):
         return 1
-    return 2 if not prompt.strip() and example.messages[0].role != TEXT else 0
+    return 2 if _is_blank(prompt) and example.messages[0].role != TEXT else 0
+
+
+def _earlier(example: Example) -> Iterator[str]:
+    """The answers before the last one that are learned."""
+    return (m.content for m in example.messages[:-1] if m.role == "assistant" and m.trained)
 
 
 def _placeholder(answer: str) -> int:
-    if len(answer) <= 24 and answer.strip() and _NOTHING.fullmatch(answer):
+    if len(answer) <= 24 and not _is_blank(answer) and _NOTHING.fullmatch(answer):
         return STRONG if re.search(r"todo|tbd|placeholder", answer, re.IGNORECASE) else WEAK
-    low = answer.lower()
-    if any(map(low.__contains__, _PLACEHOLDER_HINTS)) and "```" not in answer and _PLACEHOLDER.search(answer):
+    if "```" not in answer and (_PLACEHOLDER.search(answer) or _UNDONE.search(answer)):
         return STRONG
-    if ("TODO" in answer or "FIXME" in answer or "TB" in answer or "XXX" in answer) and "```" not in answer:
-        return STRONG if _UNDONE.search(answer) else 0
-    if any(map(low[:_BEGIN].__contains__, _REFUSAL_BEGINS)) and _REFUSES.match(answer):
-        return REFUSAL
-    if any(map(low.__contains__, _REFUSAL_HINTS)) and _REFUSAL.search(answer):
-        return REFUSAL
-    return 0
+    return REFUSAL if _REFUSES.match(answer) or _REFUSAL.search(answer) else 0
 
 
 def _open_end(answer: str) -> bool:

@@ -43,8 +43,13 @@ def look(rows: Rows) -> Balance:
         else:
             continue
         for field, value in labels.items():
-            text = value if isinstance(value, str) else str(value).lower() if isinstance(value, bool | None) else None
-            if text is None or len(text) > _LABEL:
+            if isinstance(value, str):
+                text = value
+            elif value is None or isinstance(value, bool):
+                text = str(value).lower()
+            else:
+                continue
+            if len(text) > _LABEL:
                 continue
             if field not in codes:
                 if len(codes) >= _FIELDS:
@@ -67,12 +72,11 @@ def look(rows: Rows) -> Balance:
 
 def _sketch(hashes: Hashes) -> tuple[int, Hashes]:
     """How many there are, and the smallest different ones (Bar-Yossef et al. 2002)."""
-    few = hashes
     if len(hashes) > 8 * _SKETCH:
-        few = hashes[hashes < np.uint64(2**64 * 4 * _SKETCH // len(hashes))]
-        if len(np.unique(few)) < _SKETCH:
-            few = hashes
-    return len(hashes), np.unique(few)[:_SKETCH]
+        low = np.unique(hashes[hashes < np.uint64(2**64 * 4 * _SKETCH // len(hashes))])
+        if len(low) >= _SKETCH:
+            return len(hashes), low[:_SKETCH]
+    return len(hashes), np.unique(hashes)[:_SKETCH]
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,8 @@ from distributed_ft.data.findings import Finding
 _REST = "\u0080-\u00bf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013-\u2026\u2030\u2039\u203a"
 _REST += "\u20ac\u2122"
 _MISREAD = re.compile(f"[\u00c2-\u00df][{_REST}]|[\u00e0-\u00ef][{_REST}]{{2}}|[\u00f0-\u00f4][{_REST}]{{3}}")
-_LEAD = re.compile(f"[\u00c2-\u00f4](?=[{_REST}])")  # begins with one set of characters: found fast
-_CONTROL = re.compile("[\x01-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _FAULTY = re.compile("[\x01-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffd\ufeff\ufffe\uffff]")
+_SUSPECT = f"{_FAULTY.pattern}|{_MISREAD.pattern}"  # RE2 reads them as `re` does
 _NAMES = {"\ufffd": "the replacement character U+FFFD", "\ufeff": "a byte order mark inside the text"}
 
 
@@ -32,16 +31,16 @@ class Characters:
 
 
 def look(rows: Rows) -> Characters:
-    faults: dict[int, str] = {}
-    text = rows.joined
-    for fault in (_CONTROL if text.isascii() else _FAULTY).finditer(text):
-        faults.setdefault(rows.row_at(fault.start()), _NAMES.get(fault[0], "control characters"))
-    if not text.isascii():
-        for lead in _LEAD.finditer(text):
-            found = _MISREAD.match(text, lead.start())
-            if found and (original := _decoded(found[0])):
-                faults.setdefault(rows.row_at(found.start()), f"UTF-8 read as Latin-1 ({found[0]} for {original})")
-    return Characters(faults)
+    return Characters({row: fault for row in rows.holding(_SUSPECT) if (fault := _fault(rows.texts[row]))})
+
+
+def _fault(text: str) -> str:
+    if faulty := _FAULTY.search(text):
+        return _NAMES.get(faulty[0], "control characters")
+    for found in _MISREAD.finditer(text):
+        if original := _decoded(found[0]):
+            return f"UTF-8 read as Latin-1 ({found[0]} for {original})"
+    return ""
 
 
 def _decoded(text: str) -> str:

@@ -16,7 +16,9 @@ def judge(table: Table, forms: Forms) -> list[Finding]:
     order = np.lexsort((np.arange(table.size), table.prompts))
     order = order[table.prompts[order] != 0]
     bounds = np.flatnonzero(np.diff(table.prompts[order])) + 1
-    repeated = [rows for rows in np.split(order, bounds) if len(rows) > 1]
+    begins, ends = np.append(0, bounds), np.append(bounds, len(order))
+    several = ends - begins > 1  # mostly none
+    repeated = [order[b:e] for b, e in zip(begins[several], ends[several], strict=True)]
     apart = [rows for rows in repeated if len(np.unique(table.answers[rows])) > 1]
     agreeing = len(repeated) - len(apart)
     found = [order[:0]]

@@ -61,7 +61,14 @@ def look(rows: Rows, schema: Mapping[str, Any] | None = None) -> Formats:
     names = list(dict.fromkeys(f.name for f in forms))
     code = {name: i for i, name in enumerate(names)}
     shapes: dict[Shape, int] = {}
-    shape_codes = [shapes.setdefault(_shape(f.value), len(shapes)) if isinstance(f.value, dict) else -1 for f in forms]
+    code_of: dict[tuple[Any, ...], int] = {}  # by keys and types in their order: mostly the same again
+    shape_codes = [-1] * len(forms)
+    for i, form in enumerate(forms):
+        if isinstance(form.value, dict):
+            written = (*form.value, *map(type, form.value.values()))
+            if written not in code_of:
+                code_of[written] = shapes.setdefault(_shape(form.value), len(shapes))
+            shape_codes[i] = code_of[written]
     broken = [i for i, f in enumerate(forms) if f.breaks and not f.cut and f.name not in STRUCTURED][:_SHOWN]
     return Formats(
         names=names,

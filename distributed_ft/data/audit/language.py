@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,9 @@ _FIRST = 200  # rows of a chunk that are all asked about
 _FREQUENT, _COVERED = 100, 0.4  # words of those; prose of which they are so much is in their language
 _PIECE, _LONGER = 80, 400  # characters asked about
 _LEAST = 30  # letters: less has no language
-_NO_LANGUAGE = re.compile(r"https?://\S+|[\d_#*`|<>{}\[\]\"\\/=]+")
+_SIGNS = '_#*`|<>{}[]"\\/='
+_NO_LANGUAGE = re.compile(rf"https?://\S+|[\d{re.escape(_SIGNS)}]+")
+_BLANKS = bytes.maketrans(b"0123456789" + _SIGNS.encode(), b" " * (10 + len(_SIGNS)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +41,13 @@ class Languages:
 
 def look(rows: Rows) -> Languages:
     parts = list(zip(rows.prompts, rows.answers, (f.name for f in rows.forms), strict=True))
-    found = [_language(_telling(*part)[:_PIECE]) for part in parts[:_FIRST]]
+    ask = cache(_language)  # many rows begin with the same instruction
+    found = [ask(_piece(*part)) for part in parts[:_FIRST]]
     counts = Counter(name for name, _ in found if name)
     usual, count = max(counts.items(), key=lambda item: item[1], default=("", 0))
     alike = count >= _MIXED * counts.total()  # else the file has no language to keep to
     known = _in_usual_words(rows) if alike and len(parts) > _FIRST else np.zeros(len(parts), np.bool_)
-    found += [(usual, 1.0) if known[i] else _language(_telling(*parts[i])[:_PIECE]) for i in range(_FIRST, len(parts))]
+    found += [(usual, 1.0) if known[i] else ask(_piece(*parts[i])) for i in range(_FIRST, len(parts))]
     languages = []
     for part, (name, score) in zip(parts, found, strict=True):
         if alike and name != usual:
@@ -65,6 +68,9 @@ def _detector() -> LangDetector:
 
 def _in_usual_words(rows: Rows) -> npt.NDArray[np.bool_]:
     """Which answers consist of the words that are frequent in the first ones: no need to ask in which language."""
+    prose = np.array([f.name.startswith(TEXT) for f in rows.forms]) & (np.array(list(map(len, rows.answers))) > _PIECE)
+    if not prose.any():
+        return prose
     words = rows.words.every_second(1)
     values, counts = np.unique(words.hashes[: words.starts[_FIRST]], return_counts=True)
     frequent = np.sort(values[np.argsort(-counts, kind="stable")[:_FREQUENT]])
@@ -74,11 +80,16 @@ def _in_usual_words(rows: Rows) -> npt.NDArray[np.bool_]:
     hits = np.concatenate([[0], np.cumsum(frequent[at] == words.hashes)])
     lengths = np.diff(words.starts)
     share = np.diff(hits[words.starts]) / np.maximum(lengths, 1)
-    prose = np.array([f.name.startswith(TEXT) for f in rows.forms]) & (np.array(list(map(len, rows.answers))) > _PIECE)
     return prose & (share >= _COVERED)
 
 
-def _telling(prompt: str, answer: str, form: str) -> str:
+def _piece(prompt: str, answer: str, form: str) -> str:
+    """The beginning of `_telling`, mostly without a look at the rest; the sign that a URL is one may be cut off."""
+    begin = _telling(prompt, answer, form, 2 * _PIECE)
+    return (begin if len(begin) > _PIECE + len("https://x") else _telling(prompt, answer, form))[:_PIECE]
+
+
+def _telling(prompt: str, answer: str, form: str, most: int = _LONGER) -> str:
     """The prose of a row: its answer, or where that is short, or JSON, the end of its prompt."""
     if form.startswith(TEXT) and len(answer) >= 1.5 * _LEAST and "```" not in answer:
         text = answer
@@ -86,8 +97,14 @@ def _telling(prompt: str, answer: str, form: str) -> str:
         text = f"{prompt[-_LONGER:]} {answer}" if "```" not in prompt and "```" not in answer else ""
     else:
         text = prompt[-_LONGER:] if "```" not in prompt else ""
-    text = _NO_LANGUAGE.sub(" ", text[:_LONGER])
+    text = _without_signs(text[:most])
     return " ".join(text.split()).lower() if text.isupper() else " ".join(text.split())
+
+
+def _without_signs(text: str) -> str:
+    if text.isascii() and "http" not in text:
+        return text.encode().translate(_BLANKS).decode()  # the same, twenty times as fast
+    return _NO_LANGUAGE.sub(" ", text)
 
 
 def _language(text: str) -> tuple[str, float]:

@@ -14,6 +14,8 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow
+import pyarrow.compute as pc
 
 from distributed_ft.data.audit.forms import Form, form_of
 from distributed_ft.data.audit.masking import masked
@@ -62,21 +64,41 @@ class Rows:
         return list(map(form_of, self.answers))
 
     @cached_property
-    def joined(self) -> str:
-        """All that is said in all rows: searched once instead of row by row."""
-        return "\0".join([f"{p}\n{a}" for p, a in zip(self.prompts, self.answers, strict=True)])
+    def texts(self) -> list[str]:
+        """All that is said in each row."""
+        return [f"{p}\n{a}" for p, a in zip(self.prompts, self.answers, strict=True)]
 
     @cached_property
-    def _begins(self) -> Index:
-        lengths = [len(p) + len(a) + 2 for p, a in zip(self.prompts, self.answers, strict=True)]
-        return np.concatenate([[0], np.cumsum(lengths)])
+    def _columns(self) -> tuple[pyarrow.StringArray, pyarrow.StringArray]:
+        return _column(self.texts), _column(self.answers)
 
-    def row_at(self, position: int) -> int:
-        """The row that a character of `joined` belongs to."""
-        return int(np.searchsorted(self._begins, position, side="right")) - 1
+    def holding(self, pattern: str) -> list[int]:
+        """The rows in whose text `pattern` matches: a regular expression of RE2, so one pass, however long it is.
 
-    def text(self, row: int) -> str:
-        return self.joined[self._begins[row] : self._begins[row + 1] - 1]
+        Of `re` each of many alternatives is a pass of its own; what is rare is sought by RE2, and judged by `re`.
+        """
+        return _matches(self._columns[0], pattern)
+
+    def answering(self, pattern: str) -> list[int]:
+        """The rows in whose answer `pattern` matches."""
+        return _matches(self._columns[1], pattern)
+
+
+def matching(texts: Sequence[str], pattern: str) -> list[int]:
+    """Those of the texts in which `pattern`, a regular expression of RE2, matches."""
+    return _matches(_column(texts), pattern)
+
+
+def _column(texts: Sequence[str]) -> pyarrow.StringArray:
+    # Not pyarrow.array, nor numpy of what it gives: they would import pandas, 0.2 s and 50 MB, where it is there.
+    data = [text.encode() for text in texts]
+    ends = np.cumsum([0, *map(len, data)], dtype=np.int32)
+    return pyarrow.StringArray.from_buffers(len(data), pyarrow.py_buffer(ends), pyarrow.py_buffer(b"".join(data)))
+
+
+def _matches(column: pyarrow.StringArray, pattern: str) -> list[int]:
+    found: list[int] = pc.indices_nonzero(pc.match_substring_regex(column, pattern)).to_pylist()
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,10 @@ _NEWER = (
     ("github_pat_", re.compile(r"\bgithub_pat_\w{22,}"), "GitHub token"),
     ("npm_", re.compile(r"\bnpm_[A-Za-z0-9]{36}\b"), "npm token"),
 )
+_HINTS = [*(hint for hints, _ in _DETECTORS for hint in hints), *(hint for hint, _, _ in _NEWER)]
+_HINTED = "|".join(map(re.escape, _HINTS))  # of RE2
 _KEYWORDS = ("passw", "passp", "pwd", "secret", "token", "api", "access", "auth")  # how what _ASSIGNED finds begins
+_KEYWORD = f"(?i:{'|'.join(_KEYWORDS).replace('i', '[iİ]')})"  # of RE2, which does not know that İ is an i
 _ASSIGNED = re.compile(
     r"(?P<word>passw(?:or)?d|passphrase|pwd|secret|token|api[_ -]?key|access[_-]?key|auth[_-]?key)"
     r"(?P<suffix>[\w-]{0,20})[\"'`]?\s{0,3}"
@@ -81,29 +84,39 @@ class Secrets:
 
 def look(rows: Rows) -> Secrets:
     kinds: dict[int, str] = {}
-    for position, kind in _found(rows.joined):
-        kinds.setdefault(rows.row_at(position), kind)
+    for row in rows.holding(_HINTED):
+        if kind := next(_keys(rows.texts[row]), None):
+            kinds[row] = kind
+    for row in rows.holding(_KEYWORD):
+        if row not in kinds and _is_told(rows.texts[row]):
+            kinds[row] = "password or key"
     return Secrets(kinds)
 
 
-def _found(text: str) -> Iterator[tuple[int, str]]:
+def _keys(text: str) -> Iterator[str]:
+    """The kinds of what is known by its own form."""
     for hints, kind in _DETECTORS:
         detector = None
         for hint in hints:
-            for at, line in _lines(text, hint):
+            for line in _lines(text, hint):
                 detector = detector or kind()
                 if any(not _MADE_UP.search(secret) for secret in detector.analyze_string(line)):
-                    yield at, str(detector.secret_type).lower()
+                    yield str(detector.secret_type).lower()
     for hint, pattern, name in _NEWER:
-        for at, line in _lines(text, hint):
+        for line in _lines(text, hint):
             if any(not _MADE_UP.search(m[0]) and _entropy(m[0]) > 3.5 for m in pattern.finditer(line)):
-                yield at, name
+                yield name
+
+
+def _is_told(text: str) -> bool:
+    """Whether a keyword is given a value that looks like a secret."""
     low = text.replace("İ", "I").lower()  # the only letter that would become two
     for word in _KEYWORDS:
         for at in _positions(low, word):
             match = _ASSIGNED.match(text, at, at + 200)
             if match is not None and _is_secret(match) and "public" not in low[max(at - 12, 0) : at]:
-                yield at, "password or key"
+                return True
+    return False
 
 
 def _positions(text: str, hint: str) -> Iterator[int]:
@@ -113,18 +126,18 @@ def _positions(text: str, hint: str) -> Iterator[int]:
         at = text.find(hint, at + len(hint))
 
 
-def _lines(text: str, hint: str) -> Iterator[tuple[int, str]]:
-    """Where a hint is, and the line around it, a kilobyte either side at most, within its row. Of hints close to one
-    another in a line only the first: a line that repeats one ten thousand times is looked at a few times a kilobyte."""
+def _lines(text: str, hint: str) -> Iterator[str]:
+    """The lines around a hint, a kilobyte either side at most. Of hints close to one another in a line only the first:
+    one that stands there ten thousand times is looked at a few times a kilobyte."""
     done = 0
     for at in _positions(text, hint):
         if at < done:
             continue
         low, high = max(at - _AROUND, 0), at + _AROUND
-        begin = max(text.rfind("\n", low, at), text.rfind("\0", low, at), low - 1) + 1
-        ends = [e for e in (text.find("\n", at, high), text.find("\0", at, high)) if e >= 0]
-        done = min(ends, default=at + _AROUND // 2)
-        yield at, text[begin : min(ends, default=high)]
+        begin = max(text.rfind("\n", low, at), low - 1) + 1
+        end = text.find("\n", at, high)
+        done = end if end >= 0 else at + _AROUND // 2
+        yield text[begin : end if end >= 0 else high]
 
 
 def _is_secret(match: re.Match[str]) -> bool:

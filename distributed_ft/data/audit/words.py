@@ -6,10 +6,13 @@ every process. Two unequal ones agree by chance about once in 2^64.
 """
 
 import re
+import sys
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +22,11 @@ Index = npt.NDArray[np.int64]
 
 _LETTER = np.uint64(0x9E3779B97F4A7C15)  # bases of the polynomials: odd, so that they have an inverse
 _WORD = np.uint64(0xC2B2AE3D27D4EB4F)
-_IN_WORD = np.array([c >= 128 or chr(c).isalnum() for c in range(256)])  # bytes of UTF-8, in lower case
-_BATCH = 200  # texts at once: their numbers stay in the processor's cache
-# What is no word in other alphabets; and the scripts that are written without spaces, where a character is a word.
-_NO_WORD = re.compile(r"[^\w\s\x00-\x7f]+")
-_UNSPACED = re.compile("([\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff])")
+_BATCH = 2**16  # characters at once, about: their numbers stay in the processor's cache
+_NONE, _PART, _WHOLE = range(3)  # what a character is to words
+_ASCII = np.array([_PART if chr(c).isalnum() else _NONE for c in range(128)], np.uint8)
+# Scripts that are written without spaces, where a character is a word: Thai, kana, Chinese characters.
+_UNSPACED = ((0xE00, 0xE80), (0x3040, 0x3100), (0x3400, 0xA000), (0xF900, 0xFB00))
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,7 @@ class Words:
 
     def sequences(self) -> Hashes:
         """One hash a text, uint64 [n]: of its words in their order; 0 where there are none."""
-        return _of_runs(self.hashes, self.starts, _WORD) * (np.diff(self.starts) > 0)
+        return _of_runs(self.hashes, self.starts[:-1], self.starts[1:], _WORD) * (np.diff(self.starts) > 0)
 
     def ngrams(self, n: int) -> tuple[Hashes, Index]:
         """Every n words in a row within a text: their hashes, and which text each is of."""
@@ -63,23 +66,29 @@ class Words:
 
 def words_of(texts: Sequence[str]) -> Words:
     """The words of each text."""
-    parts = [_words_of(texts[first : first + _BATCH]) for first in range(0, len(texts), _BATCH)]
+    ends = np.cumsum(np.fromiter(map(len, texts), np.int64))
+    _, firsts = np.unique(ends // _BATCH, return_index=True)
+    parts = [_words_of(texts[first:end]) for first, end in pairwise([*firsts.tolist(), len(texts)])]
     lengths = [np.diff(part.starts) for part in parts]
     hashes = np.concatenate([np.zeros(0, np.uint64), *(part.hashes for part in parts)])
     return Words(hashes, np.cumsum(np.concatenate([np.zeros(1, np.int64), *lengths])))
 
 
 def _words_of(texts: Sequence[str]) -> Words:
-    joined = "\0".join(texts)
-    if not joined.isascii():
-        joined = "\0".join([text if text.isascii() else _plain(text) for text in texts])
-    data = np.frombuffer((joined.lower() + "\0").encode("utf-8", "replace"), np.uint8)
-    inside = _IN_WORD[data]
-    edges = np.flatnonzero(inside[1:] != inside[:-1]) + 1  # the last byte is in no word
-    if inside[0]:
-        edges = np.concatenate([np.zeros(1, np.int64), edges])
-    starts = np.concatenate([[0], np.searchsorted(edges[::2], np.flatnonzero(data == 0))])
-    return Words(_of_runs(data.astype(np.uint64), edges, _LETTER)[::2], starts)
+    joined = "\0".join(texts) + "\0"
+    if joined.isascii():
+        data: npt.NDArray[np.unsignedinteger[Any]] = np.frombuffer(joined.lower().encode(), np.uint8)
+        kinds = _ASCII[data]
+    else:
+        joined = "\0".join([text.lower() if text.isascii() else _plain(text) for text in texts]) + "\0"
+        data = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32)
+        kinds = _kinds()[data]
+    edges = np.flatnonzero((kinds[1:] != kinds[:-1]) | (kinds[1:] == _WHOLE)) + 1
+    begins = np.concatenate([[0], edges])
+    is_word = kinds[begins] != _NONE
+    begins, ends = begins[is_word], np.append(edges, len(data))[is_word]
+    starts = np.concatenate([[0], np.searchsorted(begins, np.flatnonzero(data == 0))])
+    return Words(_of_runs(data, begins, ends, _LETTER), starts)
 
 
 def mixed(hashes: Hashes) -> Hashes:
@@ -90,20 +99,28 @@ def mixed(hashes: Hashes) -> Hashes:
 
 
 def _plain(text: str) -> str:
-    text = unicodedata.normalize("NFKC", text).casefold()
-    return _UNSPACED.sub(r" \1 ", _NO_WORD.sub(" ", text))
+    return unicodedata.normalize("NFKC", text).casefold()
 
 
-def _of_runs(values: Hashes, edges: Index, base: np.uint64) -> Hashes:
-    """A hash of `values[edges[i] : edges[i + 1]]` for each i."""
-    if len(edges) < 2:
-        return np.zeros(0, np.uint64)
+@lru_cache(maxsize=1)
+def _kinds() -> npt.NDArray[np.uint8]:
+    """What each character is, by its code."""
+    every = np.arange(sys.maxunicode + 1, dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
+    kinds = np.full(len(every), _NONE, np.uint8)
+    for run in re.finditer(r"[^\W_]+", every):
+        kinds[run.start() : run.end()] = _PART
+    for first, end in _UNSPACED:
+        kinds[first:end][kinds[first:end] == _PART] = _WHOLE
+    return kinds
+
+
+def _of_runs(values: npt.NDArray[np.unsignedinteger[Any]], begins: Index, ends: Index, base: np.uint64) -> Hashes:
+    """A hash of `values[begins[i] : ends[i]]` for each i."""
     powers = _powers(int(base), len(values))
     back = _powers(pow(int(base), -1, 2**64), len(values))
     sums = np.zeros(len(values) + 1, np.uint64)
     np.cumsum((values + np.uint64(1)) * powers[: len(values)], out=sums[1:])
-    at = sums[edges]
-    return mixed((at[1:] - at[:-1]) * back[edges[:-1]])
+    return mixed((sums[ends] - sums[begins]) * back[begins])
 
 
 @lru_cache(maxsize=64)

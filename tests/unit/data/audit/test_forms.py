@@ -70,6 +70,23 @@ def test_words_and_ngrams_are_those_of_a_loop() -> None:
     assert len(set(whole)) == len({tuple(p) for p in plain})
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Größe: ①２ Straße, ÉCOLE!", ["grösse", "12", "strasse", "école"]),
+        ("你好，世界 abc", ["你", "好", "世", "界", "abc"]),
+        ("これはtestです", ["こ", "れ", "は", "test", "で", "す"]),
+        ("Привет, как_дела? İstanbul", ["привет", "как", "дела", "i", "stanbul"]),  # İ is i and a dot above
+        ("zero\x85width\u2028lines\ud800", ["zero", "width", "lines"]),
+        ("“quoted” – e\u0301tude №5 🙂", ["quoted", "étude", "no5"]),
+    ],
+)
+def test_words_of_other_alphabets_are_those_of_the_table(text: str, words: list[str]) -> None:
+    found = words_of([text, "plain text", *words])
+    hashes = found.hashes.tolist()
+    assert hashes[: found.starts[1]] == hashes[found.starts[2] :]
+
+
 def test_masking_leaves_words_and_takes_what_is_private() -> None:
     text = "Write to ann.lee@mail.org or +49 170 1234567, key AKIAQQ7XJ2M4N5P6R7S8, from 81.12.3.4, password: hunter22x"
     text += ", order A17."

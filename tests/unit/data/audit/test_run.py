@@ -93,6 +93,43 @@ def test_what_is_shown_holds_no_personal_data_and_no_secret() -> None:
         assert word not in texts
 
 
+def test_no_row_sees_its_neighbour() -> None:
+    rows = rows_of("questions", 60, 0)
+    rows[3] = rows[3].answered("Nobody remembers the password: hx")
+    rows[4] = Row("8Kq2vTz91 is the code of the gate. " + rows[4].prompt, rows[4].answer)
+    rows[7] = rows[7].answered("Nobody in Dunmere remembers which number to call")
+    rows[8] = Row("030 22738910 visitors a year. " + rows[8].prompt, rows[8].answer)
+    assert not {"secret", "pii"} & ids(audit([file_of(rows)], [], AuditSettings(), workers=1).findings)
+    rows[3] = rows[3].answered("Nobody remembers the password: hx8Kq2vTz91.")
+    rows[7] = rows[7].answered("The number to call is 030 22738910, says nobody.")
+    found = audit([file_of(rows)], [], AuditSettings(), workers=1).findings
+    assert (of("secret", found), of("pii", found)) == ([4], [8])
+
+
+@pytest.mark.parametrize(
+    ("answer", "finding"),
+    [
+        ("I’m so sorry, but I can’t help with that.", "answer.placeholder.refusal"),
+        ("“I'm unable to assist with that request.”", "answer.placeholder.refusal"),
+        ("It was moved. As a large language model I was not there.", "answer.placeholder.refusal"),
+        ("The harbour of [\u00a0Insert town] was moved twice.", "answer.placeholder"),
+        ("The harbour was moved twice.\nTODO: say when", "answer.placeholder"),
+        ("This will be added later.", "answer.placeholder"),
+        ("Lorem ipsum dolor sit amet.", "answer.placeholder"),
+        ("Dear {{first name}}, it was moved twice.", "answer.placeholder"),
+        ("N/A", "answer.placeholder"),
+        ("I am sorry that the harbour was moved twice.", ""),
+        ("I can see [1, 2] why the response to it <was> so harsh.", ""),
+    ],
+)
+def test_an_answer_that_is_none_is_told_by_its_words(answer: str, finding: str) -> None:
+    rows = rows_of("questions", 60, 0)
+    rows[9] = rows[9].answered(answer)
+    found = audit([file_of(rows)], [], AuditSettings(), workers=1).findings
+    assert of(finding, found) == ([10] if finding else [])
+    assert not any(f.id.startswith("answer.placeholder") and f.id != finding for f in found)
+
+
 @pytest.mark.parametrize("kind", NEEDED)
 def test_too_few_rows_for_the_kind_of_task_are_told(kind: str) -> None:
     rows = rows_of("questions", 99, 0)
