@@ -5,6 +5,7 @@ Each check is two pure functions: `look(rows)`, of one chunk and in any process,
 takes a chunk.
 """
 
+import json
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +21,7 @@ import pyarrow.compute as pc
 from distributed_ft.data.audit.forms import Form, form_of
 from distributed_ft.data.audit.masking import masked
 from distributed_ft.data.audit.words import Hashes, Index, Words, words_of
-from distributed_ft.data.examples import TEXT, Example
+from distributed_ft.data.examples import TEXT, Example, Message
 from distributed_ft.data.findings import Finding, Severity, Shown, severity_of
 
 T = TypeVar("T", bound=np.generic)
@@ -65,8 +66,11 @@ class Rows:
 
     @cached_property
     def texts(self) -> list[str]:
-        """All that is said in each row."""
-        return [f"{p}\n{a}" for p, a in zip(self.prompts, self.answers, strict=True)]
+        """All that is said in each row, and what tools are called with."""
+        texts = [f"{p}\n{a}" for p, a in zip(self.prompts, self.answers, strict=True)]
+        for row, message in [(row, m) for row, e in enumerate(self.examples) for m in e.messages if m.extras]:
+            texts[row] += _arguments(message)
+        return texts
 
     @cached_property
     def _columns(self) -> tuple[pyarrow.StringArray, pyarrow.StringArray]:
@@ -82,6 +86,12 @@ class Rows:
     def answering(self, pattern: str) -> list[int]:
         """The rows in whose answer `pattern` matches."""
         return _matches(self._columns[1], pattern)
+
+
+def _arguments(message: Message) -> str:
+    """What each tool is called with: JSON, a line each."""
+    calls = json.loads(message.extras).get("tool_calls", ())
+    return "".join(f"\n{json.dumps(call['function']['arguments'], ensure_ascii=False)}" for call in calls)
 
 
 def matching(texts: Sequence[str], pattern: str) -> list[int]:

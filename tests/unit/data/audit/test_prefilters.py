@@ -18,7 +18,8 @@ TODO XXX [insert <your {{name}} N/A Lorem lorem_ipsum sorry, I'm İ'm ı ſ K un
 """
 _PHRASES = """
 as an AI|I am unable to assist|to be added later|call me at |my number is |a large language model|against my guidelines
-|I must decline|I’m not comfortable with|I don’t have personal opinions|against the content policy|violates OpenAI’s usage policies|my training data ends|
+|I must decline|I’m not comfortable with
+|I don’t have personal opinions|against the content policy|violates OpenAI’s usage policies|my training data ends|
 The answer is|is| |\n|"|'|```|.
 """
 BEGINNINGS, PHRASES = re.split("[ \n]+", _BEGINNINGS), _PHRASES.split("|")

@@ -1,5 +1,6 @@
 """The audit as a whole: chunks and processes change nothing, findings are per file, what is shown is masked."""
 
+import json
 import random
 import time
 from dataclasses import replace
@@ -210,6 +211,16 @@ def test_a_row_full_of_hints_is_no_quadratic_search_and_hides_nothing() -> None:
     found = audit([file_of([Row("What is it?", a) for a in answers])], [], AuditSettings(), workers=1).findings
     assert of("secret", found) == [2, 3, 4]
     assert time.process_time() - begin < 15, "it took minutes"
+
+
+def test_what_a_tool_is_called_with_is_looked_at() -> None:
+    key = "sk-proj-Zq7rT2wKx81LmVb3Nd6PcY0sHg5JfA4e"
+    said = [{"key": key}, {"mail": "hans.meier@gmx.de"}, {"place": "Ulm"}]
+    calls = [json.dumps({"tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}) for arguments in said]
+    rows = [(Message("user", f"Do {i}."), Message("assistant", "", extras=call)) for i, call in enumerate(calls)]
+    examples = [Example(str(i), row, i, "t", None, digest_of(row)) for i, row in enumerate(rows, 1)]
+    found = audit([File("t", [partial(list, examples)])], [], AuditSettings(), workers=1).findings
+    assert (of("secret", found), of("pii", found)) == ([1], [2])
 
 
 def test_one_answer_to_everything_is_told() -> None:
