@@ -1,6 +1,6 @@
 """What the audit counted in the training data, as the report shows it: one part a file, from `data/report.json`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,12 +54,25 @@ def files(evidence: Evidence) -> tuple[DataFile, ...]:
     stored = evidence.data.get("statistics")
     if not isinstance(stored, dict):
         return ()
+    names = titles(list(stored))
     return tuple(
-        _file(index, path, told) for index, (path, told) in enumerate(stored.items()) if isinstance(told, dict)
+        _file(index, name, told)
+        for index, (name, told) in enumerate(zip(names, stored.values(), strict=True))
+        if isinstance(told, dict)
     )
 
 
-def _file(index: int, path: str, told: Mapping[str, Any]) -> DataFile:
+def titles(paths: Sequence[str]) -> list[str]:
+    """The name of each file; where another has the same, with the folder that it is in, or else its whole path."""
+    names = [Path(path).name for path in paths]
+    longer = ["/".join(Path(path).parts[-2:]) for path in paths]
+    return [
+        name if names.count(name) == 1 else more if longer.count(more) == 1 else path
+        for name, more, path in zip(names, longer, paths, strict=True)
+    ]
+
+
+def _file(index: int, name: str, told: Mapping[str, Any]) -> DataFile:
     lengths, clusters = told.get("lengths") or {}, told.get("duplicates") or {}
     diversity = told.get("diversity") or {}
     facts: Facts = [("Rows", number(told.get("rows", 0)))]
@@ -75,7 +88,7 @@ def _file(index: int, path: str, told: Mapping[str, Any]) -> DataFile:
     counted = [("Categories", told.get("categories")), *(_labels(told.get("labels")))]
     counted += [("Forms of answers", told.get("forms")), ("Languages", told.get("languages"))]
     return DataFile(
-        name=Path(path).name,
+        name=name,
         facts=facts,
         lengths=_lengths(index, lengths),
         bars=tuple((title, bars(counts)) for title, counts in counted if counts and len(counts) > 1),
