@@ -18,7 +18,7 @@ from distributed_ft import beats, roll
 from distributed_ft.artifacts import RunDirectory, host_name
 from distributed_ft.errors import EXIT_FAULT
 from launcher.plan import LaunchPlan
-from launcher.processes import heeding, held_back, patience, start
+from launcher.processes import heeding, patience, start
 from launcher.stall import Stall, Vigil
 from launcher.watch import Ending, culprit, ending, exit_code_of
 
@@ -37,10 +37,9 @@ def launched(
     (process,), signed = plan.processes, plan.roll
     assert signed is not None
     signed.touch()
-    hearing = heeding(lambda _: None) if requests is None else nullcontext(requests)
+    hearing = heeding() if requests is None else nullcontext(requests)
     with tempfile.TemporaryDirectory(prefix="dft-") as heard, hearing as asked:
-        with held_back():
-            child = start(process, run, 0, lock, add={beats.VARIABLE: heard}, deaf=True)
+        child = start(process, run, 0, lock, add={beats.VARIABLE: heard}, deaf=True)
         try:
             ended, stall = _wait(child, signed, plan.num_ranks, asked, Vigil(Path(heard), run))
         finally:
