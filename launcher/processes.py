@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType, MappingProxyType
 from typing import IO
@@ -31,17 +31,25 @@ LAST_WORDS_SECONDS = 0.5  # for what the others may be writing
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
-def run_plan(plan: LaunchPlan, run: RunDirectory, again: str, lock: IO[str] | None = None, quiet: bool = False) -> int:
+def run_plan(
+    plan: LaunchPlan,
+    run: RunDirectory,
+    again: str,
+    lock: IO[str] | None = None,
+    quiet: bool = False,
+    requests: list[int] | None = None,
+) -> int:
     """Start the processes of a plan, pass requests to stop on to them, wait, and give the code of the first to fail.
 
     Rank 0 writes to this terminal unless it shall be `quiet`, the others to `logs/rank-N.out`. When one fails the
     others are ended within GRACE_SECONDS; when this process dies they are ended by the kernel. `again` is the command
-    that goes on from there.
+    that goes on from there; `requests` the list of one who heeds signals already.
     """
     if quiet or len(plan.processes) > 1:
         run.logs.mkdir(parents=True, exist_ok=True)
     children: list[subprocess.Popen[bytes]] = []
-    with tempfile.TemporaryDirectory(prefix="dft-") as heard, heeding() as asked:
+    hearing = heeding() if requests is None else nullcontext(requests)
+    with tempfile.TemporaryDirectory(prefix="dft-") as heard, hearing as asked:
         try:
             for rank, process in enumerate(plan.processes):
                 children.append(start(process, run, rank, lock, quiet, {beats.VARIABLE: heard}))
@@ -84,19 +92,25 @@ def heeding(act: Callable[[list[int]], None] = lambda _: None) -> Iterator[list[
             signal.signal(number, handler)
 
 
+class _Cut(BaseException):
+    """A request to stop; no Exception, for there are libraries that go on after any of those."""
+
+
 @contextmanager
 def stoppable(message: str) -> Iterator[None]:
-    """Raise Stopped at a request to stop, as Ctrl-C interrupts: for work of this process that may be cut anywhere."""
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        raise Stopped(message)
-
-    former = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    """Raise Stopped at a request to stop, KeyboardInterrupt at Ctrl-C: for work of this process that may be cut
+    anywhere. At the latest when it is done, for what is raised in a destructor is lost."""
     try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+        with heeding(_cut) as asked:
+            yield
+        if asked:
+            _cut(asked)
+    except _Cut:
+        raise Stopped(message) from None
+
+
+def _cut(asked: list[int]) -> None:
+    raise KeyboardInterrupt if asked[-1] == signal.SIGINT else _Cut
 
 
 def start(

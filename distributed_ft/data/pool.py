@@ -78,7 +78,7 @@ _work: Callable[[Any], Any]  # in a forked process only: what it was started for
 def _begin(work: Callable[[Any], Any]) -> None:
     global _work
     _work = work
-    for number in (signal.SIGINT, signal.SIGUSR1):  # whoever forked us is told too, and decides
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):  # whoever forked us is told too, and decides
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # Its queue has no end while any worker holds it, so without this (prctl's PR_SET_PDEATHSIG) the workers of a

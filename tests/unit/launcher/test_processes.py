@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[3]
+
 # The command of a training has threads when it starts the ranks (those of the libraries that read its data), so no
 # signal waits for its main thread to be ready.
 _COMMAND = """
@@ -31,7 +33,7 @@ def test_a_request_while_the_ranks_are_started_reaches_all_of_them(tmp_path: Pat
     outputs = [tmp_path / "logs" / f"rank-{number}.out" for number in range(2)]
     outputs[0].parent.mkdir()
     os.mkfifo(outputs[rank])
-    with subprocess.Popen([sys.executable, "-c", _COMMAND, str(tmp_path)], cwd=Path(__file__).parents[3]) as command:
+    with subprocess.Popen([sys.executable, "-c", _COMMAND, str(tmp_path)], cwd=ROOT) as command:
         while not (heeds(command.pid, signal.SIGTERM) and (rank == 0 or holds(outputs[0], "begun"))):
             assert command.poll() is None
             time.sleep(0.002)
@@ -49,3 +51,37 @@ def heeds(pid: int, number: signal.Signals) -> bool:
 
 def holds(path: Path, word: str) -> bool:
     return path.exists() and word in path.read_text()
+
+
+_WORK = """
+import signal, sys, time
+from launcher.cli import guarded
+from launcher.processes import stoppable
+
+class Left:
+    def __del__(self):
+        signal.raise_signal(signal.SIGUSR1)
+
+def work():
+    with stoppable("for now"):
+        {work}
+    return 0
+
+sys.exit(guarded(work))
+"""
+_SWALLOWED = {
+    "by a library that goes on after any error": """
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except Exception:
+            print("went on")""",
+    "by a destructor": """
+        left = Left()
+        del left""",
+}
+
+
+@pytest.mark.parametrize("work", _SWALLOWED.values(), ids=_SWALLOWED)
+def test_a_request_is_not_swallowed(work: str) -> None:
+    done = subprocess.run([sys.executable, "-c", _WORK.format(work=work)], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr.splitlines()[-1]) == (75, "", "dft: stopped: for now")
