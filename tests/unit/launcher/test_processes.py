@@ -85,3 +85,22 @@ _SWALLOWED = {
 def test_a_request_is_not_swallowed(work: str) -> None:
     done = subprocess.run([sys.executable, "-c", _WORK.format(work=work)], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr.splitlines()[-1]) == (75, "", "dft: stopped: for now")
+
+
+_SLOW_END = """
+import atexit, sys, time
+from launcher.__main__ import run
+atexit.register(lambda: (print("over", flush=True), time.sleep(0.5)))
+sys.argv[1:] = ["no-such-verb"]
+run()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_a_request_when_a_command_is_over_leaves_its_exit_code(number: signal.Signals) -> None:
+    arguments = [sys.executable, "-c", _SLOW_END]
+    with subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
+        assert command.stdout is not None
+        assert command.stdout.readline() == b"over\n"
+        command.send_signal(number)
+        assert command.wait(30) == 2
