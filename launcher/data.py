@@ -1,16 +1,10 @@
-"""`dft data prepare`: what the command line says, how far it is, and what came out of it."""
+"""`dft data prepare`: what the command line says, and what came out of it."""
 
 import argparse
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from distributed_ft.errors import EXIT_DONE, ConfigError
-
-_QUIET = 1.0  # seconds without a word
-_REFRESH = 0.2  # seconds between words on a terminal
-_REFRESH_IN_LOG = 10.0  # seconds between lines in a file
 
 
 def prepare(args: argparse.Namespace) -> int:
@@ -19,6 +13,7 @@ def prepare(args: argparse.Namespace) -> int:
     keep = [name for name in (args.group_by, args.stratify, *args.keep.split(",")) if name]
     columns = _columns(args.columns)
     from distributed_ft.data.curate import Wanted, curate
+    from distributed_ft.data.pool import shown
     from distributed_ft.data.reading import Reading
 
     wanted = Wanted(
@@ -32,11 +27,8 @@ def prepare(args: argparse.Namespace) -> int:
         drop_near=args.drop_near,
         skip_bad=args.skip_bad,
     )
-    progress = Progress()
-    try:
-        manifest = curate(wanted, progress.tell)
-    finally:
-        progress.end()
+    with shown() as tell:
+        manifest = curate(wanted, tell)
     print(summary(manifest, args.out))
     return EXIT_DONE
 
@@ -58,29 +50,6 @@ def summary(manifest: dict[str, Any], out: str) -> str:
         f"\n{out}: README.md is its data card; run the command again with more rows, and no old one moves",
     ]
     return "\n".join(lines)
-
-
-class Progress:
-    """How far something is, on stderr: nothing in its first second, one changing line on a terminal, few in a log."""
-
-    def __init__(self) -> None:
-        self._next = time.monotonic() + _QUIET
-        self._terminal = sys.stderr.isatty()
-        self._open = False
-
-    def tell(self, what: str, done: int) -> None:
-        """`what` is being done, `done` rows of it are."""
-        if time.monotonic() < self._next:
-            return
-        self._next = time.monotonic() + (_REFRESH if self._terminal else _REFRESH_IN_LOG)
-        begin, end = ("\r\x1b[K", "") if self._terminal else ("", "\n")
-        print(f"{begin}{what}: {done:,} rows", end=end, file=sys.stderr, flush=True)
-        self._open = self._terminal
-
-    def end(self) -> None:
-        """Clear the changing line."""
-        if self._open:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def _shares(text: str) -> tuple[float, float, float]:

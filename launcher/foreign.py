@@ -18,29 +18,29 @@ from distributed_ft import beats, roll
 from distributed_ft.artifacts import RunDirectory, host_name
 from distributed_ft.errors import EXIT_FAULT
 from launcher.plan import LaunchPlan
-from launcher.processes import heeding, held_back, patience, start
+from launcher.processes import heeding, patience, start
 from launcher.stall import Stall, Vigil
 from launcher.watch import Ending, culprit, ending, exit_code_of
 
 
-def run_launcher(plan: LaunchPlan, run: RunDirectory, again: str, lock: IO[str] | None = None) -> int:
+def run_launcher(
+    plan: LaunchPlan, run: RunDirectory, again: str, lock: IO[str] | None = None, requests: list[int] | None = None
+) -> int:
     """Start the launcher of a plan, wait, say how it ended, and give the code of the first rank to fail. `again` is the
-    command that goes on from there."""
-    return launched(plan, run, again, lock).tell()
+    command that goes on from there; `requests` the list of one who heeds signals already."""
+    return launched(plan, run, again, lock, requests).tell()
 
 
 def launched(
     plan: LaunchPlan, run: RunDirectory, again: str, lock: IO[str] | None = None, requests: list[int] | None = None
 ) -> Ending:
-    """The same without a word: how the `plan.num_ranks` ranks of this node ended, whichever of the world's they are.
-    `requests`: the list of one who heeds signals already."""
+    """The same without a word: how the `plan.num_ranks` ranks of this node ended, whichever of the world's they are."""
     (process,), signed = plan.processes, plan.roll
     assert signed is not None
     signed.touch()
-    hearing = heeding(lambda _: None) if requests is None else nullcontext(requests)
+    hearing = heeding() if requests is None else nullcontext(requests)
     with tempfile.TemporaryDirectory(prefix="dft-") as heard, hearing as asked:
-        with held_back():
-            child = start(process, run, 0, lock, add={beats.VARIABLE: heard}, deaf=True)
+        child = start(process, run, 0, lock, add={beats.VARIABLE: heard}, deaf=True)
         try:
             ended, stall = _wait(child, signed, plan.num_ranks, asked, Vigil(Path(heard), run))
         finally:

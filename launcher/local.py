@@ -17,10 +17,12 @@ from distributed_ft.errors import EXIT_USER, CheckpointError, ConfigError
 from launcher import plan as plans
 from launcher.foreign import run_launcher
 from launcher.plan import LaunchPlan, Process, Start
-from launcher.processes import run_plan, stoppable
+from launcher.processes import heeding, run_plan, stoppable
 
 if TYPE_CHECKING:
     from distributed_ft.data.store import PreparedData
+
+_NOT_BEGUN = "stopped on request before the training began; nothing is lost, and the same command begins again"
 
 
 def train(loaded: LoadedRun, start: Start) -> int:
@@ -32,14 +34,15 @@ def train(loaded: LoadedRun, start: Start) -> int:
     """
     config = loaded.config
     run = RunDirectory(Path(config.runs_dir) / config.name)
-    fresh = not run.path.exists()
-    _refuse_other_config(run, config)
-    data = _check(run, config, start)
-    with _made(run, config, loaded.text, data) as lock:
-        code = _launch_training(run, config, start, lock)
-        if fresh and code == EXIT_USER and not (run.metrics.exists() or run.checkpoints.exists()):
-            shutil.rmtree(run.path, ignore_errors=True)  # refused by the ranks, so nothing began
-        return code
+    with stoppable(_NOT_BEGUN):
+        fresh = not run.path.exists()
+        _refuse_other_config(run, config)
+        data = _check(run, config, start)
+        with heeding() as asked, _made(run, config, loaded.text, data) as lock:
+            code = _launch_training(run, config, start, lock, asked)
+            if fresh and code == EXIT_USER and not (run.metrics.exists() or run.checkpoints.exists()):
+                shutil.rmtree(run.path, ignore_errors=True)  # refused by the ranks, so nothing began
+            return code
 
 
 def check(config: RunConfig, run: RunDirectory, start: Start) -> None:
@@ -73,14 +76,15 @@ def prepare_again(path: Path, start: Start) -> RunDirectory:
 
 def resume(path: Path, start: Start) -> int:
     """Continue the run in a run directory. Returns the exit code; raises as `train` does."""
-    from distributed_ft.train import preflight
-
     run = RunDirectory(path)
     config = load_resolved(run.config)
-    data = _check(run, config, start)
-    with run.lock() as lock:
-        preflight.record_data(run, data)
-        return _launch_training(run, config, start, lock)
+    with stoppable(_NOT_BEGUN):
+        from distributed_ft.train import preflight
+
+        data = _check(run, config, start)
+        with heeding() as asked, run.lock() as lock:
+            preflight.record_data(run, data)
+            return _launch_training(run, config, start, lock, asked)
 
 
 def evaluate(
@@ -138,6 +142,7 @@ def _refuse_other_config(run: RunDirectory, config: RunConfig) -> None:
         )
 
 
+@stoppable(_NOT_BEGUN)
 def _check(run: RunDirectory, config: RunConfig, start: Start, here: bool = True) -> "PreparedData":
     """Check everything that can be known before ranks exist, and tokenise the data; nothing is written into the run
     directory. `here`: the ranks will run on this machine, so it must have what they need.
@@ -146,10 +151,9 @@ def _check(run: RunDirectory, config: RunConfig, start: Start, here: bool = True
         _check_launcher(config, start)
     from distributed_ft.train import preflight
 
-    with stoppable("stopped on request before the training began; nothing is lost, and the same command begins again"):
-        run.newest_complete()  # damaged checkpoints are refused here, before anything is loaded
-        check_tasks(config)
-        return preflight.check(config, start.num_processes, fresh=not run.checkpoints.exists(), here=here)
+    run.newest_complete()  # damaged checkpoints are refused here, before anything is loaded
+    check_tasks(config)
+    return preflight.check(config, start.num_processes, fresh=not run.checkpoints.exists(), here=here)
 
 
 def _check_launcher(config: RunConfig, start: Start) -> None:
@@ -182,15 +186,16 @@ def _made(run: RunDirectory, config: RunConfig, text: str, data: "PreparedData")
         yield lock
 
 
-def _launch_training(run: RunDirectory, config: RunConfig, start: Start, lock: IO[str]) -> int:
+def _launch_training(run: RunDirectory, config: RunConfig, start: Start, lock: IO[str], asked: list[int]) -> int:
+    """`asked`: the list of one who heeds signals already; ranks are told of those in it as soon as they can hear."""
     again = plans.resume_command(run.path, start)
     with tempfile.TemporaryDirectory(prefix="dft-") as folder:
         if start.launcher == "dft":
             rendezvous = Path(folder) / "rendezvous"
             plan = plans.local_plan("distributed_ft.train", (str(run.path),), start.num_processes, rendezvous)
-            return run_plan(plan, run, again, lock)
+            return run_plan(plan, run, again, lock, requests=asked)
         _write_accelerate_file(run, config, start)
-        return run_launcher(plans.launcher_plan(run.path, start, again, Path(folder) / "roll"), run, again, lock)
+        return run_launcher(plans.launcher_plan(run.path, start, again, Path(folder) / "roll"), run, again, lock, asked)
 
 
 def by_hand(run: RunDirectory, config: RunConfig, start: Start) -> str:

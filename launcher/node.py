@@ -31,7 +31,7 @@ GIVE_UP_SECONDS = 30.0  # for a pre-flight that was asked to stop
 
 def main() -> int:
     """0 unless something failed here: what is meant for the user, or was asked for, is no fault in srun's eyes."""
-    with heeding(lambda _: None) as asked:
+    with heeding() as asked:
         run, job = RunDirectory(sys.argv[1]), Job.of_environment()
         threading.Thread(target=_remind, args=(job.stop_file(run), asked), daemon=True).start()
         try:

@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType, MappingProxyType
 from typing import IO
@@ -31,28 +31,29 @@ LAST_WORDS_SECONDS = 0.5  # for what the others may be writing
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
-def run_plan(plan: LaunchPlan, run: RunDirectory, again: str, lock: IO[str] | None = None, quiet: bool = False) -> int:
+def run_plan(
+    plan: LaunchPlan,
+    run: RunDirectory,
+    again: str,
+    lock: IO[str] | None = None,
+    quiet: bool = False,
+    requests: list[int] | None = None,
+) -> int:
     """Start the processes of a plan, pass requests to stop on to them, wait, and give the code of the first to fail.
 
     Rank 0 writes to this terminal unless it shall be `quiet`, the others to `logs/rank-N.out`. When one fails the
     others are ended within GRACE_SECONDS; when this process dies they are ended by the kernel. `again` is the command
-    that goes on from there.
+    that goes on from there; `requests` the list of one who heeds signals already.
     """
     if quiet or len(plan.processes) > 1:
         run.logs.mkdir(parents=True, exist_ok=True)
     children: list[subprocess.Popen[bytes]] = []
-
-    def pass_on(asked: list[int]) -> None:
-        for child in children:
-            if child.poll() is None:  # who asks twice does not want to wait, and a rank in a collective is deaf
-                child.send_signal(signal.SIGTERM if len(asked) == 1 else signal.SIGKILL)
-
-    with tempfile.TemporaryDirectory(prefix="dft-") as heard, heeding(pass_on) as asked:
+    hearing = heeding() if requests is None else nullcontext(requests)
+    with tempfile.TemporaryDirectory(prefix="dft-") as heard, hearing as asked:
         try:
-            with held_back():
-                for rank, process in enumerate(plan.processes):
-                    children.append(start(process, run, rank, lock, quiet, {beats.VARIABLE: heard}))
-            ended, stall = _wait(children, Vigil(Path(heard), run))
+            for rank, process in enumerate(plan.processes):
+                children.append(start(process, run, rank, lock, quiet, {beats.VARIABLE: heard}))
+            ended, stall = _wait(children, Vigil(Path(heard), run), asked)
             return ending(ended, Path(heard), run, again, asked, stall).tell()
         finally:
             for child in children:
@@ -62,8 +63,13 @@ def run_plan(plan: LaunchPlan, run: RunDirectory, again: str, lock: IO[str] | No
 
 
 @contextmanager
-def heeding(act: Callable[[list[int]], None]) -> Iterator[list[int]]:
-    """Call `act` at each request to stop, with the signals of all so far; yields that list."""
+def heeding(act: Callable[[list[int]], None] = lambda _: None) -> Iterator[list[int]]:
+    """Take note of each request to stop, in the list of signals that is yielded, and call `act` with it.
+
+    A request comes at any moment, also when half of the ranks are started, and no mask holds it back: the kernel gives
+    it to any thread that a library has started, and Python runs the handler all the same. So what is to be done is
+    better done by whoever looks at the list.
+    """
     asked: list[int] = []  # signals, in the order they came
     last = float("-inf")
 
@@ -86,29 +92,25 @@ def heeding(act: Callable[[list[int]], None]) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+class _Cut(BaseException):
+    """A request to stop; no Exception, for there are libraries that go on after any of those."""
+
+
 @contextmanager
 def stoppable(message: str) -> Iterator[None]:
-    """Raise Stopped at a request to stop, as Ctrl-C interrupts: for work of this process that may be cut anywhere."""
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        raise Stopped(message)
-
-    former = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    """Raise Stopped at a request to stop, KeyboardInterrupt at Ctrl-C: for work of this process that may be cut
+    anywhere. At the latest when it is done, for what is raised in a destructor is lost."""
     try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+        with heeding(_cut) as asked:
+            yield
+        if asked:
+            _cut(asked)
+    except _Cut:
+        raise Stopped(message) from None
 
 
-@contextmanager
-def held_back() -> Iterator[None]:
-    """While processes are started, a request waits until all can hear it."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
+def _cut(asked: list[int]) -> None:
+    raise KeyboardInterrupt if asked[-1] == signal.SIGINT else _Cut
 
 
 def start(
@@ -139,19 +141,23 @@ def start(
 
 
 def _at_birth(deaf: bool) -> None:
-    """In the child, before its program: die with the parent, and hear requests to stop, or be deaf to them."""
+    """In the child, before its program: die with the parent, and perhaps be deaf to requests to stop."""
     end_with_parent()
     for number in _STOP_SIGNALS if deaf else ():
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
 
 
-def _wait(children: list[subprocess.Popen[bytes]], vigil: Vigil) -> tuple[dict[int, int], Stall | None]:
-    """Wait until all have ended, until those who are left have had their time after one failed, or until one stalls.
-    Returns rank -> exit code, of those that ended by themselves, in that order, and who stalls."""
+def _wait(
+    children: list[subprocess.Popen[bytes]], vigil: Vigil, asked: list[int]
+) -> tuple[dict[int, int], Stall | None]:
+    """Pass on what is `asked`, until all have ended, until those who are left have had their time after one failed, or
+    until one stalls. Returns rank -> exit code, of those that ended by themselves, in that order, and who stalls."""
     ended: dict[int, int] = {}
-    deadline = None
+    deadline, passed_on = None, 0
     while len(ended) < len(children):
+        if len(asked) > passed_on:
+            passed_on = len(asked)
+            _ask(children, again=passed_on > 1)
         for rank, child in enumerate(children):
             if rank not in ended and child.poll() is not None:
                 ended[rank] = child.returncode
@@ -164,6 +170,13 @@ def _wait(children: list[subprocess.Popen[bytes]], vigil: Vigil) -> tuple[dict[i
             return ended, stall
         time.sleep(0.05)
     return ended, None
+
+
+def _ask(children: list[subprocess.Popen[bytes]], again: bool) -> None:
+    """Ask those that live to stop. Whoever asks again does not want to wait, and a rank in a collective is deaf."""
+    for child in children:
+        if child.poll() is None:
+            child.send_signal(signal.SIGKILL if again else signal.SIGTERM)
 
 
 def patience(code: int) -> float:

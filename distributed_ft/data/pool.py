@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
@@ -47,12 +48,37 @@ def in_order(work: Callable[[T], R], chunks: Iterable[T], workers: int | None = 
 
 def counted(parts: Iterable[R], what: str, rows: Callable[[R], int]) -> Iterator[R]:
     """The same parts; whoever looks at a terminal sees how many rows are done, if it takes longer than a second."""
-    from tqdm import tqdm
-
-    with tqdm(desc=what, unit=" rows", unit_scale=True, delay=1, disable=None, leave=False) as bar:
+    with _bar(what) as bar:
         for part in parts:
             yield part
             bar.update(rows(part))
+
+
+@contextmanager
+def shown() -> Iterator[Callable[[str, int], None]]:
+    """The same for work that tells itself what it does, and how many rows of that are done: one thing after another."""
+    bars: dict[str, Any] = {}
+
+    def tell(what: str, done: int) -> None:
+        if what not in bars:
+            close()
+            bars[what] = _bar(what)
+        bars[what].update(done - bars[what].n)
+
+    def close() -> None:
+        for bar in bars.values():
+            bar.close()
+
+    try:
+        yield tell
+    finally:
+        close()
+
+
+def _bar(what: str) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(desc=what, unit=" rows", unit_scale=True, delay=1, disable=None, leave=False)
 
 
 def _together(work: Callable[[T], R], chunks: Iterator[T], workers: int) -> Iterator[R]:
@@ -83,7 +109,7 @@ _work: Callable[[Any], Any]  # in a forked process only: what it was started for
 def _begin(work: Callable[[Any], Any]) -> None:
     global _work
     _work = work
-    for number in (signal.SIGINT, signal.SIGUSR1):  # whoever forked us is told too, and decides
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):  # whoever forked us is told too, and decides
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # Its queue has no end while any worker holds it, so without this (prctl's PR_SET_PDEATHSIG) the workers of a

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -22,6 +23,17 @@ def work(chunk):
     time.sleep(30)
 
 list(pool._together(work, iter(range(2)), 2))
+"""
+
+SHOWN = """
+import time
+from distributed_ft.data.pool import shown
+
+with shown() as tell:
+    for what, seconds in (("reading", 1.1), ("writing", 0.1)):
+        tell(what, 0)
+        time.sleep(seconds)
+        tell(what, 2000)
 """
 
 
@@ -141,3 +153,18 @@ def test_a_stream_that_is_given_up_leaves_no_process():
     workers = {next(results), next(results)}
     results.close()
     assert all(map(gone, workers))
+
+
+def test_how_far_it_is_is_shown_on_a_terminal_alone_and_only_of_what_takes_longer_than_a_second():
+    leader, terminal = os.openpty()
+    termios.tcsetwinsize(terminal, (24, 80))
+    on_terminal = subprocess.run([sys.executable, "-c", SHOWN], stderr=terminal, timeout=60)
+    os.set_blocking(leader, False)
+    said = os.read(leader, 10_000)
+    os.close(leader)
+    os.close(terminal)
+    assert on_terminal.returncode == 0
+    assert b"reading: 2.00k rows" in said
+    assert b"writing" not in said
+    in_log = subprocess.run([sys.executable, "-c", SHOWN], stderr=subprocess.PIPE, timeout=60)
+    assert (in_log.returncode, in_log.stderr) == (0, b"")
