@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from distributed_ft.data.examples import Example, Message, digest_of
+from distributed_ft.data.examples import Example, Message
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Row:
             turns += [Message("user", question), Message("assistant", answer)]
         messages = (*turns, Message("user", self.prompt), Message("assistant", self.answer))
         name = f"{path}:{line}"
-        return Example(name, messages, line, path, self.category, digest_of(messages), columns=self.columns)
+        return Example(name, messages, line, path, self.category, columns=self.columns)
 
     def answered(self, answer: str) -> "Row":
         return replace(self, answer=answer)

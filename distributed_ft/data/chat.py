@@ -66,7 +66,7 @@ def render(
     tokenizer: "Tokenizer", messages: Sequence[Message], tools: str = "", supervise: Supervise = "all"
 ) -> Rendered:
     """Ids and mask of one row. Raises DataError when the template refuses or does not fit it."""
-    return next(render_all(tokenizer, [Example("", tuple(messages), 0, "", None, "", tools)], supervise))
+    return next(render_all(tokenizer, [Example("", tuple(messages), 0, "", None, tools)], supervise))
 
 
 def render_prompt(tokenizer: "Tokenizer", messages: Sequence[Message], tools: str = "") -> list[int]:
@@ -126,11 +126,12 @@ def _quickly(
         yield from [None] * len(plans)
         return
     anchored = [_Anchored.of(anchors, each.text) for each in plans]
-    pieces = list({at.before(turn.start)[1] for each, at in zip(plans, anchored, strict=True) for turn in each.turns})
+    openings = [[at.before(turn.start) for turn in each.turns] for each, at in zip(plans, anchored, strict=True)]
+    pieces = list({piece for of_row in openings for _, piece in of_row})
     encoded = _ids(tokenizer, [*pieces, *(each.text for each in plans)], memo)
     known = dict(zip(pieces, encoded, strict=False))
-    for each, at, ids in zip(plans, anchored, encoded[len(pieces) :], strict=True):
-        yield _quick(specials, anchors, each, at, ids, known)
+    for each, at, of_row, ids in zip(plans, anchored, openings, encoded[len(pieces) :], strict=True):
+        yield _quick(specials, anchors, each, at, [(anchor, known[piece]) for anchor, piece in of_row], ids)
 
 
 def _located(example: Example, function: Callable[..., T], *arguments: Any) -> T:
@@ -209,18 +210,25 @@ class _Anchored:
 
 
 def _quick(
-    specials: Specials, anchors: _Anchors, whole: Plan, at: _Anchored, ids: list[int], pieces: dict[str, list[int]]
+    specials: Specials,
+    anchors: _Anchors,
+    whole: Plan,
+    at: _Anchored,
+    openings: Sequence[tuple[int, list[int]]],
+    ids: list[int],
 ) -> Rendered | None:
-    """What `_exact` gives, told by the whole's tokens and those of the pieces before the cuts; None: it cannot be."""
+    """What `_exact` gives, told by the whole's tokens and those of what stands before each turn; None: it cannot be.
+
+    `openings`: of each turn, the last anchor before it, and the tokens from there to it.
+    """
     places = list(compress(count(), map(anchors.ids.__contains__, ids)))
     if [ids[place] for place in places] != at.numbers:
         return None
     supervised = [False] * len(ids)
-    for turn in whole.turns:
-        anchor, piece = at.before(turn.start)
+    for turn, (anchor, opening) in zip(whole.turns, openings, strict=True):
         first = places[anchor] if anchor >= 0 else 0
-        start = first + len(pieces[piece])
-        if ids[first:start] != pieces[piece]:
+        start = first + len(opening)
+        if ids[first:start] != opening:
             return None
         if not turn.learned:
             continue

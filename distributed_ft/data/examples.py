@@ -43,13 +43,16 @@ class Example:
     line: int  # where the row begins in the file, counted from 1
     path: str
     group: str | None  # the row's skill, category or group
-    digest: str  # sha256 of the messages: equal rows have equal digests, whatever file they come from
     tools: str = ""  # JSON list of the functions that the assistant may call
     columns: Mapping[str, str] = field(default_factory=dict)  # those that the reader was asked to keep
 
     def __reduce__(self) -> tuple[Any, ...]:
-        place = (self.id, self.messages, self.line, self.path, self.group, self.digest)
-        return Example, (*place, self.tools, self.columns)
+        return Example, (self.id, self.messages, self.line, self.path, self.group, self.tools, self.columns)
+
+    @property
+    def digest(self) -> str:
+        """Hex sha256 of messages and tools: equal rows have equal digests, whatever file they come from."""
+        return digest_of(self.messages, self.tools)
 
     @property
     def answer(self) -> str:

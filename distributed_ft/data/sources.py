@@ -19,7 +19,7 @@ from itertools import chain
 from typing import Any, Literal
 
 from distributed_ft.config.schema import ColumnName, DataFormat
-from distributed_ft.data.examples import TEXT, Example, Message, digest_of
+from distributed_ft.data.examples import TEXT, Example, Message
 from distributed_ft.data.files import Row, shorten, suggestion
 from distributed_ft.data.turns import chat_turns, check_characters, kind, sharegpt_turns, tools_of
 from distributed_ft.errors import DataError
@@ -100,7 +100,7 @@ def example_of(row: Row, layout: Layout, stem: str) -> Example:
     check_characters(row, "group", group or "")
     for column, value in kept.items():
         check_characters(row, column, value)
-    return Example(name, messages, row.line, row.path, group, digest_of(messages, tools), tools, kept)
+    return Example(name, messages, row.line, row.path, group, tools, kept)
 
 
 # --- columns -------------------------------------------------------------------------------------------------------

@@ -193,7 +193,7 @@ def test_a_generation_prompt_that_training_never_saw_is_refused(tokenizers):
 
 
 def test_a_conversation_that_the_template_refuses_names_file_and_line(tokenizers):
-    bad = Example("x", turns((S, "be kind"), (U, "hello"), (A, "yes")), 17, "train.jsonl", None, "digest")
+    bad = Example("x", turns((S, "be kind"), (U, "hello"), (A, "yes")), 17, "train.jsonl", None)
     with pytest.raises(DataError, match=r"^train.jsonl:17: the tokenizer's chat template refuses .*only user and ass"):
         list(render_all(tokenizers["inst"], [bad]))
 
@@ -214,7 +214,7 @@ def test_many_at_a_time_gives_what_one_at_a_time_gives(tokenizer):
     examples = []
     for line in range(1100):  # more than two batches
         conversation = turns((U, "hello " * rng.randint(1, 5)), (A, rng.choice(["yes", "\nno", "42"])))
-        examples.append(Example(str(line), conversation, line, "f", None, "d"))
+        examples.append(Example(str(line), conversation, line, "f", None))
     rendered = list(render_all(tokenizer, examples))
     assert len(rendered) == len(examples)
     assert all(rendered[i] == render(tokenizer, examples[i].messages) for i in range(0, 1100, 50))

@@ -82,7 +82,7 @@ def test_the_findings_of_rows_name_their_lines():
         (said, Message("assistant", "no", trained=False)),
         (Message(TEXT, "hello"),),
     ]
-    examples = [Example(str(i), row, i + 1, "train.jsonl", None, "") for i, row in enumerate(rows)]
+    examples = [Example(str(i), row, i + 1, "train.jsonl", None) for i, row in enumerate(rows)]
     found: dict[str, list[int]] = {}
     for example, rendered in zip(examples, render_all(tokenizer("chatml"), examples), strict=True):
         for fault in faults(example, rendered):

@@ -140,7 +140,7 @@ def test_the_quick_way_gives_what_the_exact_way_gives(name):
         turns = [
             Message(U if i % 2 == 0 else A, "".join(rng.choices(pieces, k=5)), rng.random() < 0.8) for i in range(4)
         ]
-        rows.append(Example("", tuple(turns), line, "f", None, ""))
+        rows.append(Example("", tuple(turns), line, "f", None))
     for supervise in ("all", "last"):
         assert list(render_all(tok, rows, supervise)) == list(render_all(exact, rows, supervise))
 
@@ -269,7 +269,7 @@ def test_plain_text_is_learned_whole_between_the_tokenizers_own_ends_and_needs_n
 
 
 def test_text_and_conversations_may_stand_in_one_list():
-    rows = [Example(str(i), TWO_TURNS if i % 3 else (Message(TEXT, "hello"),), i, "f", None, "") for i in range(9)]
+    rows = [Example(str(i), TWO_TURNS if i % 3 else (Message(TEXT, "hello"),), i, "f", None) for i in range(9)]
     tok = tokenizer("chatml")
     assert list(render_all(tok, rows)) == [render(tok, row.messages) for row in rows]
 

@@ -138,7 +138,7 @@ def test_rows_are_rendered_alike_with_and_without(name: str) -> None:
     tok = tokenizer(name)
     said = texts(2, 200)
     rows = [
-        Example(f"{i}", (Message("user", f"Q {ask}"), Message("assistant", f"A {answer}")), i, "", None, "")
+        Example(f"{i}", (Message("user", f"Q {ask}"), Message("assistant", f"A {answer}")), i, "", None)
         for i, (ask, answer) in enumerate(zip(said[::2], said[1::2], strict=True))
     ]
     assert list(render_all(tok, rows, memo=WordMemo.of(tok))) == list(render_all(tok, rows))

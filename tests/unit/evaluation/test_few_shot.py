@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from distributed_ft.config.schema import DataConfig
-from distributed_ft.data.examples import Example, Message, digest_of
+from distributed_ft.data.examples import Example, Message
 from distributed_ft.data.reading import read_examples
 from distributed_ft.evaluation.few_shot import choose, fitted, rows_to_show, source_of_examples, with_examples
 from distributed_ft.evaluation.task import Generate
@@ -15,7 +15,7 @@ from distributed_ft.evaluation.task import Generate
 def example(number: int, group: str | None = None, system: str | None = None) -> Example:
     before = (Message("system", system),) if system else ()
     messages = (*before, Message("user", f"question {number}"), Message("assistant", f"answer {number}"))
-    return Example(f"e{number}", messages, number, "train.jsonl", group, digest_of(messages))
+    return Example(f"e{number}", messages, number, "train.jsonl", group)
 
 
 TRAIN = [example(i, group="abc"[i % 3]) for i in range(30)]

@@ -11,7 +11,7 @@ CALL = '{"tool_calls": [{"function": {"name": "f", "arguments": {}}}]}'
 
 
 def looked(*messages: Message) -> answers.Answers:
-    return answers.look(Rows([Example("1", messages, 1, "train.jsonl", None, "0" * 64)]))
+    return answers.look(Rows([Example("1", messages, 1, "train.jsonl", None)]))
 
 
 def asked(answer: str) -> tuple[Message, Message]:

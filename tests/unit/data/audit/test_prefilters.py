@@ -42,7 +42,7 @@ def _said(rng: random.Random) -> str:
 def test_no_row_that_a_check_would_tell_of_is_passed_over() -> None:
     rng = random.Random(0)
     said = [(_said(rng), _said(rng)) for _ in range(3000)]
-    examples = [Example("", (Message("user", p), Message("assistant", a)), 1, "t", None, "") for p, a in said]
+    examples = [Example("", (Message("user", p), Message("assistant", a)), 1, "t", None) for p, a in said]
     rows = Rows(examples)
     every = dict(enumerate(rows.texts))
     assert private.look(rows).kinds == {i: kind for i, t in every.items() if (kind := next(private._found(t), None))}

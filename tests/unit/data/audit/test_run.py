@@ -19,7 +19,7 @@ from distributed_ft.data.audit.fairness import wilson
 from distributed_ft.data.audit.rows import Rows
 from distributed_ft.data.audit.run import AuditSettings, File, Reference, audit
 from distributed_ft.data.audit.size import NEEDED
-from distributed_ft.data.examples import TEXT, Example, Message, digest_of
+from distributed_ft.data.examples import TEXT, Example, Message
 from distributed_ft.data.findings import Finding
 from distributed_ft.errors import ConfigError
 
@@ -218,7 +218,7 @@ def test_what_a_tool_is_called_with_is_looked_at() -> None:
     said = [{"key": key}, {"mail": "hans.meier@gmx.de"}, {"place": "Ulm"}]
     calls = [json.dumps({"tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}) for arguments in said]
     rows = [(Message("user", f"Do {i}."), Message("assistant", "", extras=call)) for i, call in enumerate(calls)]
-    examples = [Example(str(i), row, i, "t", None, digest_of(row)) for i, row in enumerate(rows, 1)]
+    examples = [Example(str(i), row, i, "t", None) for i, row in enumerate(rows, 1)]
     found = audit([File("t", [partial(list, examples)])], [], AuditSettings(), workers=1).findings
     assert (of("secret", found), of("pii", found)) == ([1], [2])
 
@@ -263,7 +263,7 @@ def test_what_is_shown_of_a_shard_is_in_it() -> None:
 
 def test_plain_text_needs_no_question_and_an_empty_file_has_no_findings() -> None:
     messages = (Message(TEXT, "The harbour was rebuilt after a long winter."),)
-    example = Example("1", messages, 1, "t", None, digest_of(messages))
+    example = Example("1", messages, 1, "t", None)
     assert audit([File("t", [partial(list, [example])])], [], AuditSettings(), workers=1).findings == []
     empty = audit([File("t", [])], [], AuditSettings(), workers=1)
     assert (empty.findings, empty.statistics["t"]["rows"]) == ([], 0)
