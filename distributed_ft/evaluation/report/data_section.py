@@ -1,12 +1,11 @@
 """What the audit counted in the training data, as the report shows it: one part a file, from `data/report.json`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from distributed_ft.evaluation.report.evidence import Evidence
-from distributed_ft.evaluation.report.facts import Facts, number
+from distributed_ft.evaluation.report.facts import Facts, number, titles
 from distributed_ft.evaluation.report.plots import NARROW, WIDE, Size, lengths_plot
 
 _MOST_BARS = 12
@@ -60,16 +59,6 @@ def files(evidence: Evidence) -> tuple[DataFile, ...]:
         for index, (name, told) in enumerate(zip(names, stored.values(), strict=True))
         if isinstance(told, dict)
     )
-
-
-def titles(paths: Sequence[str]) -> list[str]:
-    """The name of each file; where another has the same, with the folder that it is in, or else its whole path."""
-    names = [Path(path).name for path in paths]
-    longer = ["/".join(Path(path).parts[-2:]) for path in paths]
-    return [
-        name if names.count(name) == 1 else more if longer.count(more) == 1 else path
-        for name, more, path in zip(names, longer, paths, strict=True)
-    ]
 
 
 def _file(index: int, name: str, told: Mapping[str, Any]) -> DataFile:

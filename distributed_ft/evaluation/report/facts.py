@@ -1,6 +1,7 @@
 """What was trained, on what, with what, at what cost: label and value, for the report's tables. Pure."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +58,27 @@ def data_findings(evidence: Evidence) -> list[dict[str, Any]]:
     """Of the data audit: `severity`, `id`, `count`, `message`, `file`, `waived`, `examples`."""
     found = evidence.data.get("findings")
     rows = [f for f in found if isinstance(f, dict)] if isinstance(found, list) else []
+    known = evidence.data.get("statistics")
+    paths = list(dict.fromkeys([*(known or ()), *(str(row["path"]) for row in rows if row.get("path"))]))
+    named = dict(zip(paths, titles(paths), strict=True))
     return [
         {
             **{key: str(row.get(key, "")) for key in ("severity", "id", "count", "message")},
-            "file": Path(str(row.get("path") or "")).name,
+            "file": named.get(str(row.get("path")), ""),
             "waived": bool(row.get("waived")),
             "examples": row.get("examples") or [],
         }
         for row in rows
+    ]
+
+
+def titles(paths: Sequence[str]) -> list[str]:
+    """The name of each file; where another has the same, with the folder that it is in, or else its whole path."""
+    names = [Path(path).name for path in paths]
+    longer = ["/".join(Path(path).parts[-2:]) for path in paths]
+    return [
+        name if names.count(name) == 1 else more if longer.count(more) == 1 else path
+        for name, more, path in zip(names, longer, paths, strict=True)
     ]
 
 

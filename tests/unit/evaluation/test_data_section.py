@@ -1,6 +1,6 @@
 """The data section of the report: which file is which."""
 
-from distributed_ft.evaluation.report.data_section import titles
+from distributed_ft.evaluation.report.facts import titles
 
 
 def test_files_of_one_name_are_told_apart() -> None:
