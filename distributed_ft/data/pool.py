@@ -17,7 +17,7 @@ from distributed_ft.errors import DataError
 
 T = TypeVar("T")
 R = TypeVar("R")
-_ALONE = 1.0  # seconds of work that one process does before it asks others to help: forking pays only beyond
+_ALONE = 0.3  # seconds of work that one process does before it asks others to help: forking pays only beyond
 
 
 def num_cores() -> int:
