@@ -24,11 +24,13 @@ _PROVED = [*range(0x530), *range(0x2000, 0x2300)]  # Latin, Greek, Cyrillic; pun
 # GPT-2's, but for the order of alternatives that never match at the same place: the likeliest first
 _GPT2 = r" ?\p{L}+|'(?:[stmd]|re|ve|ll)| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _GPT2_DIGITS = r" ?\p{L}+|'(?:[stmd]|re|ve|ll)|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"  # each digit a word
+_LONGEST = 64  # characters of a word that is kept: longer ones (sequences, keys) hardly come again, and fill the memory
 _SPACES = "\t-\r \x85\xa0\u2000-\u200a\u2028\u2029\u202f\u205f"  # Unicode's; Python's \s has \x1c-\x1f as well
 
 
 class WordMemo(dict[str, list[int]]):
-    """The ids of words that have been met, and of the added tokens; forgets all words when there are too many."""
+    """The ids of words that have been met, and of the added tokens; forgets all words when there are too many, and does
+    not keep long ones."""
 
     @staticmethod
     def of(tokenizer: "Tokenizer", most: int = 200_000) -> "WordMemo | None":
@@ -57,14 +59,17 @@ class WordMemo(dict[str, list[int]]):
         self.update(self._added)
 
     def __missing__(self, word: str) -> list[int]:
+        ids = [token.id for token in self._model.tokenize(_as_bytes(word))]
+        if len(word) > _LONGEST:
+            return ids
         if len(self) >= self._most:
             self.clear()
             self.update(self._added)
-        ids = self[word] = [token.id for token in self._model.tokenize(_as_bytes(word))]
+        self[word] = ids
         return ids
 
     def ids(self, text: str) -> list[int] | None:
-        """What the tokenizer gives, without special tokens added; None: it has to be asked."""
+        """Token ids of the text as the tokenizer gives them, no special tokens added; None: it has to be asked."""
         if not text.isascii() and (
             self._strange.search(text) or (self._composes and not unicodedata.is_normalized("NFC", text))
         ):

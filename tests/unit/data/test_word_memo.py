@@ -88,6 +88,15 @@ def test_words_are_forgotten_rather_than_fill_the_memory() -> None:
     assert len(memo) <= len(STYLES["llama3"].specials) + 3
 
 
+def test_long_words_are_told_and_not_kept() -> None:
+    tok = tokenizer("llama3")
+    memo = WordMemo.of(tok)
+    assert memo is not None
+    text = "ACGT" * 5000
+    assert memo.ids(text) == tok.backend_tokenizer.encode(text, add_special_tokens=False).ids
+    assert text not in memo
+
+
 @pytest.mark.parametrize("text", ["日本", "😀 yes", "\u0531"])
 def test_characters_that_it_was_not_proved_on(text: str) -> None:
     memo = WordMemo.of(tokenizer("llama3"))
