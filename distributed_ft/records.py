@@ -28,6 +28,15 @@ class Manifest(Record):
     files: dict[str, FileEntry]  # path relative to the checkpoint -> entry
 
 
+class Choice(Record):
+    """One choice of an item that was scored by log-likelihood."""
+
+    text: str
+    nats: float  # its log-likelihood, natural logarithm
+    tokens: int
+    greedy: bool = False  # each of its tokens was the likeliest
+
+
 class Sample(Record):
     """One line of `evaluation/<model>/<task>/samples.jsonl`."""
 
@@ -39,6 +48,11 @@ class Sample(Record):
     response: str
     score: float  # of the task's metric, in [0, 1]
     scores: dict[str, float] = {}  # further metrics of this item, e.g. field_accuracy, valid_json
+    # left out where there is nothing to say
+    answer: str | None = None  # what the response was taken to say: a label, a number
+    draws: list[str] | None = None  # every response, where several were drawn
+    choices: list[Choice] | None = None
+    judgement: str | None = None  # what a judge wrote
 
 
 class TaskResult(Record):
@@ -53,6 +67,7 @@ class TaskResult(Record):
     stderr: float  # standard error of that mean
     n: int
     scores: dict[str, float] = {}  # means of the further metrics
+    totals: dict[str, float] = {}  # figures of all answers together, in any unit: macro-F1, perplexity, corpus BLEU
     groups: dict[str, float] = {}  # mean score by group (skill)
     chance: float = 0.0  # expected score of a guess
     model_digest: str
