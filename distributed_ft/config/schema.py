@@ -344,6 +344,12 @@ class TaskConfig(DataFile):
     metric: Metric = Field("exact_match", description="json_fields also reports field accuracy and JSON validity.")
     json_schema: str | None = Field(None, alias="schema", description="JSON Schema file that answers must satisfy.")
     max_new_tokens: Positive = Field(128, description="Longest answer, in tokens.")
+    cluster: str | None = Field(
+        None,
+        min_length=1,
+        description="A column (passage, document, conversation): rows with the same value in it are not independent, "
+        "and standard errors, intervals and tests count them as one.",
+    )
 
 
 class SelectConfig(Section):

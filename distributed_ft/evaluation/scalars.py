@@ -37,16 +37,15 @@ def _scalars(scores: Scores, model: Model) -> Iterator[tuple[str, float]]:
         yield "eval/general/score", general.value
         yield "eval/forgetting/rate", lost.rate
         yield "eval/forgetting/mean_drop", lost.mean_drop
+        yield "eval/forgetting/backward_transfer", lost.backward_transfer
 
 
 def _scalars_of_chosen(summary: Summary) -> Iterator[tuple[str, float, int]]:
     """Of BEST, or of the highest scoring checkpoint where none is inside the budget. For the HParams tab, which shows a
     few metrics, by name, and of each the last value of its curve, which may be any checkpoint's."""
-    scored = [c for c in summary.candidates if c.tasks]
-    best = [c for c in scored if c.step == summary.selection.step]
-    if scored:
-        chosen = max(best or scored, key=lambda c: (c.accuracy, -c.step))
+    chosen = summary.chosen
+    if chosen is not None:
         yield "chosen/task_accuracy", chosen.accuracy, chosen.step
-        yield "chosen/inside_budget", float(bool(best)), chosen.step
+        yield "chosen/inside_budget", float(chosen.step == summary.selection.step), chosen.step
         if chosen.step in summary.forgotten:
             yield "chosen/forgetting", summary.forgotten[chosen.step].rate, chosen.step

@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -19,7 +20,8 @@ from distributed_ft.artifacts import (
     write_atomic,
 )
 from distributed_ft.data.examples import Example
-from distributed_ft.errors import CheckpointError
+from distributed_ft.errors import CheckpointError, EvaluationError
+from distributed_ft.evaluation.clusters import clusters_of
 from distributed_ft.evaluation.engines import Engine
 from distributed_ft.evaluation.few_shot import with_examples
 from distributed_ft.evaluation.stats import mean
@@ -108,10 +110,14 @@ def _answers(
 
 def _sample(task: Task, example: Example, request: Generate, response: str) -> Sample:
     scored = task.score(example, response)
+    for name, value in {task.metric: scored.value, **scored.further}.items():
+        if not isfinite(value):
+            raise EvaluationError(f"item {example.id!r}: its {name} is {value}, which is no score; correct the task")
     return Sample(
         id=example.id,
         doc_hash=example.digest,
         group=example.group,
+        cluster=example.cluster,
         request=[{"role": m.role, "content": m.content} for m in request.messages],
         reference=reference(example),
         response=response,
@@ -121,12 +127,15 @@ def _sample(task: Task, example: Example, request: Generate, response: str) -> S
 
 
 def _result(model: Model, task: Task, digest: str, samples: Sequence[Sample], seconds: float) -> TaskResult:
-    groups: dict[str, list[float]] = defaultdict(list)
+    by_group: dict[str, list[Sample]] = defaultdict(list)
     for sample in samples:
         if sample.group is not None:
-            groups[sample.group].append(sample.score)
+            by_group[sample.group].append(sample)
     assert model.digest is not None, "a checkpoint that is gone cannot be asked"
-    overall = mean([sample.score for sample in samples])
+    clusters = clusters_of(samples)
+    overall = mean([sample.score for sample in samples], clusters)
+    further = {name: mean([s.scores[name] for s in samples], clusters) for name in samples[0].scores}
+    groups = {name: mean([s.score for s in of], clusters_of(of)) for name, of in sorted(by_group.items())}
     return TaskResult(
         model=model.name,
         task=task.name,
@@ -135,8 +144,11 @@ def _result(model: Model, task: Task, digest: str, samples: Sequence[Sample], se
         score=overall.value,
         stderr=overall.stderr,
         n=overall.n,
-        scores={name: mean([s.scores[name] for s in samples]).value for name in samples[0].scores},
-        groups={name: mean(scores).value for name, scores in sorted(groups.items())},
+        clusters=None if clusters is None else overall.units,
+        scores={name: found.value for name, found in further.items()},
+        scores_stderr={name: found.stderr for name, found in further.items()},
+        groups={name: found.value for name, found in groups.items()},
+        groups_stderr={name: found.stderr for name, found in groups.items()},
         chance=task.chance,
         model_digest=model.digest,
         task_digest=digest,

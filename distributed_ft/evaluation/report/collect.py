@@ -58,7 +58,7 @@ def collect(path: Path) -> Evidence:
         budget=budget,
         few_shot_examples=_examples(config, summary),
         no_prompt=no_prompt,
-        tasks=tuple(c for c in (scores.compare([task], model) for task in tasks) if c is not None),
+        tasks=scores.compare_each(tasks, model),
         task=scores.compare(tasks, model),
         general=scores.compare(general, model),
         checkpoints=checkpoints,

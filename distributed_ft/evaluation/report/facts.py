@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distributed_ft.evaluation.report.evidence import Evidence, Training
+from distributed_ft.evaluation.report.evidence import Evidence, Forgetting, Training
+from distributed_ft.evaluation.verdict import bare_points, percent, percents_interval, points, points_interval
 
 Facts = list[tuple[str, str]]
 
@@ -103,6 +104,23 @@ def environment(stored: dict[str, Any]) -> Facts:
     return [
         (key.replace("_", " "), text) for key, value in stored.items() if key != "schema" and (text := _flat(value))
     ]
+
+
+def forgotten(lost: Forgetting | None) -> Facts:
+    """What a checkpoint lost of the general skills, each number with what bounds it."""
+    if lost is None:
+        return []
+    ceiling = "" if lost.ceiling is None else f", of at most {percent(lost.ceiling)} (what the base model knew)"
+    rows = [("Right, then wrong", f"{percent(lost.rate)} {percents_interval(lost.low, lost.high)}{ceiling}")]
+    if lost.of_known is not None and lost.of_known_low is not None and lost.of_known_high is not None:
+        bounds = percents_interval(lost.of_known_low, lost.of_known_high)
+        rows.append(("Of what the base model knew", f"{percent(lost.of_known)} {bounds}"))
+    drop = f"[{bare_points(lost.drop_low)}, {bare_points(lost.drop_high)}]"
+    rows.append(("Mean drop", f"{bare_points(lost.mean_drop)} points {drop}"))
+    if lost.backward_transfer is not None and lost.backward_low is not None and lost.backward_high is not None:
+        bounds = points_interval(lost.backward_low, lost.backward_high)
+        rows.append(("Backward transfer", f"{points(lost.backward_transfer)} points {bounds}"))
+    return rows
 
 
 def key_and_rest(remedy: str) -> tuple[str, str]:

@@ -36,6 +36,6 @@ class ExactMatch:
 
 
 def rows_digest(rows: Sequence[Example], rules: list[object]) -> str:
-    """Hex sha256 over the rows (order, ids, groups, content) and the rules they are scored by."""
-    content = [[row.id, row.group, row.digest] for row in rows]
+    """Hex sha256 over the rows (order, ids, groups, clusters, content) and the rules they are scored by."""
+    content = [[row.id, row.group, row.digest, *([row.cluster] if row.cluster else [])] for row in rows]
     return hashlib.sha256(json.dumps([content, rules], sort_keys=True).encode()).hexdigest()
