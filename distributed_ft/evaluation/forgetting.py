@@ -23,6 +23,7 @@ from distributed_ft.evaluation.stats import (
     mean,
     mean_of,
     paired_interval,
+    stratified_interval,
 )
 
 
@@ -89,14 +90,13 @@ def forgetting(suites: Sequence[Suite]) -> Forgetting:
     """
     drop = mean_of([mean(np.subtract(suite.before, suite.after)) for suite in suites]).value
     drop_low, drop_high = paired_interval([Pairs(s.after, s.before, s.clusters) for s in suites])
-    skills = [Pairs(s.before, s.after, s.clusters) for suite in suites for s in _skills(suite, whole=True).values()]
-    low, high = paired_interval(skills)
+    transfer, low, high = _backward_transfer(suites)
     return Forgetting(
         **vars(_rate(suites)),
         mean_drop=drop,
         drop_low=drop_low,
         drop_high=drop_high,
-        backward_transfer=mean_of([mean(np.subtract(pairs.after, pairs.before)) for pairs in skills]).value,
+        backward_transfer=transfer,
         backward_low=low,
         backward_high=high,
         before=mean_of([mean(suite.before) for suite in suites]).value,
@@ -104,8 +104,17 @@ def forgetting(suites: Sequence[Suite]) -> Forgetting:
     )
 
 
+def _backward_transfer(suites: Sequence[Suite]) -> tuple[float, float, float]:
+    """The mean over the skills of score after minus score before, with its interval; items without a skill are one."""
+    before, after, _ = _joined(suites)
+    skills = [f"{number}: {group}" for number, suite in enumerate(suites) for group in suite.groups]
+    of_skill = {skill: [i for i, name in enumerate(skills) if name == skill] for skill in set(skills)}
+    value = float(np.mean([(after - before)[places].mean() for places in of_skill.values()]))
+    return value, *stratified_interval(Pairs(before, after, _joined_clusters(suites)), skills)
+
+
 def _by_group(suites: Sequence[Suite]) -> dict[str, GroupForgetting]:
-    items = {name: skill for suite in suites for name, skill in _skills(suite, whole=False).items()}
+    items = {name: skill for suite in suites for name, skill in _skills(suite).items()}
     found = {name: _of_group(items[name]) for name in sorted(items)}
     adjusted = holm([group.p for group in found.values()])
     return {name: replace(group, p_holm=p) for (name, group), p in zip(found.items(), adjusted, strict=True)}
@@ -125,12 +134,12 @@ def _of_group(skill: Suite) -> GroupForgetting:
     )
 
 
-def _skills(suite: Suite, whole: bool) -> dict[str, Suite]:
-    """The suite's items by skill; those of none are one more (under no name) if the `whole` suite is wanted."""
+def _skills(suite: Suite) -> dict[str, Suite]:
+    """The suite's items by skill, without those of none."""
     places: dict[str, list[int]] = {}
     for place, group in enumerate(suite.groups):
-        if group is not None or whole:
-            places.setdefault(group or "", []).append(place)
+        if group is not None:
+            places.setdefault(group, []).append(place)
     return {
         name: Suite(
             [suite.before[i] for i in of_skill],

@@ -77,8 +77,7 @@ def mean(scores: ArrayLike, clusters: Clusters = None, spread: float = 1.0) -> M
         spread: largest score minus smallest possible one: a single unit says nothing, and gets the largest error.
     """
     values = finite(scores)
-    units = _units(clusters, len(values))
-    residuals = _sums(values - values.mean(), units)
+    residuals = _sums(values - values.mean(), _units(clusters, len(values)))
     count = len(residuals)
     stderr = sqrt(count / (count - 1) * float((residuals**2).sum())) / len(values) if count > 1 else spread / 2
     return Mean(float(values.mean()), stderr, len(values), count)
@@ -209,6 +208,19 @@ def paired_interval(strata: Sequence[tuple[ArrayLike, ArrayLike] | Pairs]) -> tu
     return (middle - sqrt(below)) / len(strata), (middle + sqrt(above)) / len(strata)
 
 
+def stratified_interval(pairs: Pairs, strata: Sequence[str]) -> tuple[float, float]:
+    """95% interval of after minus before, as the mean over the strata that count the same, of which each item names its
+    own. For many small ones: what `paired_interval` leaves open in each would add up to far too much."""
+    first, second = _pair(pairs.before, pairs.after)
+    _, of_item, sizes = np.unique(np.asarray(strata), return_inverse=True, return_counts=True)
+    weights = len(first) / len(sizes) / sizes[of_item]
+    largest = float(weights.max())
+    # items that are alone in theirs say nothing of its spread: they are taken for one
+    _, of_item = np.unique(np.where(sizes[of_item] == 1, -1, of_item), return_inverse=True)
+    low, high = _gains_less_losses((second - first) * weights / largest, pairs.clusters, of_item)
+    return low * largest, high * largest
+
+
 def newcombe(before: ArrayLike, after: ArrayLike) -> tuple[float, float]:
     """95% interval of the difference of two shares of right answers (after minus before) of the same items.
 
@@ -229,17 +241,33 @@ def newcombe(before: ArrayLike, after: ArrayLike) -> tuple[float, float]:
     return _mover(right_after / n, wilson(right_after, n), right_before / n, wilson(right_before, n), phi)
 
 
-def _gains_less_losses(differences: Floats, clusters: Clusters) -> tuple[float, float]:
+def _gains_less_losses(
+    differences: Floats, clusters: Clusters, strata: NDArray[np.int64] | None = None
+) -> tuple[float, float]:
     """The mean gain of the items that gained less the mean loss of those that lost, each with the interval of a score,
-    joined with their correlation; of clusters where there are some. Where few items differ, a bootstrap or Student's
-    interval misses the truth far too often; this one does not."""
-    gains, losses = np.maximum(differences, 0.0), np.maximum(-differences, 0.0)
-    gain, loss = mean(gains, clusters), mean(losses, clusters)
+    joined with their correlation; of clusters where there are some, around the means of strata where there are some.
+    Where few items differ, a bootstrap or Student's interval misses the truth far too often; this one does not."""
     units = _units(clusters, len(differences))
-    ours, theirs = _sums(gains - gain.value, units), _sums(losses - loss.value, units)
-    scale = sqrt(float((ours**2).sum() * (theirs**2).sum()))
-    correlation = float((ours * theirs).sum()) / scale if scale > 1e-12 else 0.0
+    gain, of_gain = _within(np.maximum(differences, 0.0), units, strata)
+    loss, of_loss = _within(np.maximum(-differences, 0.0), units, strata)
+    scale = sqrt(float((of_gain**2).sum() * (of_loss**2).sum()))
+    correlation = float((of_gain * of_loss).sum()) / scale if scale > 1e-12 else 0.0
     return _mover(gain.value, interval(gain), loss.value, interval(loss), correlation)
+
+
+def _within(values: Floats, units: NDArray[np.int64] | None, strata: NDArray[np.int64] | None) -> tuple[Mean, Floats]:
+    """The mean, its units less those that the strata cost, and the residuals of each unit from its stratum's mean."""
+    centre: Floats | float = float(values.mean())
+    number = 1
+    if strata is not None:
+        sizes = np.bincount(strata)
+        centre, number = (np.bincount(strata, weights=values) / sizes)[strata], len(sizes)
+    residuals = _sums(values - centre, units)
+    left = len(residuals) - number
+    if left < 1:  # too few units to tell
+        return Mean(float(values.mean()), 0.5, len(values), 1), residuals
+    stderr = sqrt(len(residuals) / left * float((residuals**2).sum())) / len(values)
+    return Mean(float(values.mean()), stderr, len(values), left + 1), residuals
 
 
 def _mover(

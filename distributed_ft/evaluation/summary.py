@@ -226,7 +226,7 @@ def _undecided(gain: Difference) -> str:
 
 
 def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+    return "≤ 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _table_of_scores(summary: Summary) -> str:

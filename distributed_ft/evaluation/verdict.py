@@ -81,7 +81,7 @@ def percents_interval(low: float, high: float) -> str:
 
 
 def p_value(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return "≤ 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def detectable(gain: Difference) -> str:
