@@ -172,7 +172,7 @@ def _rate(suites: Sequence[Suite]) -> Rate:
     low, high = (least + (most - least) * b for b in interval(mean((forgotten - least) / (most - least), clusters)))
     value, ceiling = float(forgotten.mean()), max(0.0, float(knew.mean()))
     of_known = _of_known(forgotten, knew, right, clusters, guessed=bool(chance.any()))
-    return Rate(*_at_least_0(value, low, high), ceiling, *of_known, len(before), int(right.sum()))
+    return Rate(*_inside(value, low, high, ceiling), ceiling, *of_known, len(before), int(right.sum()))
 
 
 def _of_known(
@@ -191,13 +191,15 @@ def _of_known(
     half = t_quantile(0.975, max(1, of_ratio.units - 1)) * of_ratio.stderr
     if of_ratio.stderr < 1e-12:  # all or nothing was lost
         half = float(np.subtract(*interval(replace(shares, value=0.0, stderr=0.0))[::-1]))
-    value, low, high = (min(1.0, bound) for bound in _at_least_0(ratio, ratio - half, ratio + half))
-    return value, low, high
+    value, low, high = _inside(ratio, ratio - half, ratio + half, 1.0)
+    return value, low, min(1.0, high)
 
 
-def _at_least_0(value: float, low: float, high: float) -> tuple[float, float, float]:
-    """An estimate below 0 is chance: it is one of 0, as uncertain as it was."""
-    return max(0.0, value), max(0.0, low), high - min(0.0, value)
+def _inside(value: float, low: float, high: float, most: float) -> tuple[float, float, float]:
+    """An estimate below 0, or above what there is, is chance: it is one of 0, or of all, as uncertain as it was."""
+    inside = min(max(0.0, value), most)
+    shift = inside - value
+    return inside, max(0.0, low + min(0.0, shift)), high + max(0.0, shift)
 
 
 def _joined(suites: Sequence[Suite]) -> tuple[Floats, Floats, Floats]:
