@@ -64,6 +64,22 @@ class TaskResult(Record):
     seconds: float = 0.0
 
 
+class Drift(Record):
+    """`evaluation/<model>/drift.json`: how far a checkpoint's predictions are from the base's on held-out text."""
+
+    schema_version: int = Field(SCHEMA, alias="schema")
+    model: str
+    kl: FiniteFloat  # mean KL(base || tuned) of the next token, nats per token
+    stderr: FiniteFloat
+    low: FiniteFloat  # 95% interval
+    high: FiniteFloat
+    tokens: int
+    texts: int
+    model_digest: str
+    text_digest: str
+    seconds: float = 0.0
+
+
 class Progress(Record):
     """`progress.json`: where a training is, for `dft status` and for who follows the run; written by rank 0."""
 

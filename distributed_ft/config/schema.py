@@ -364,6 +364,12 @@ class EvaluationConfig(Section):
     general: tuple[str, ...] = Field(
         ("shipped",), description="What it must not forget: `shipped` (general skills), or paths of rows."
     )
+    generic_text: str | None = Field(
+        "shipped",
+        min_length=1,
+        description="Held-out text on which the divergence from the base is measured: `shipped`, a path of rows, or "
+        "null for none.",
+    )
     few_shot: Annotated[int, Field(ge=0)] = Field(4, description="Examples shown to the base model for comparison.")
     batch_size: Positive = Field(32, description="Requests generated at once.")
     validation_every: Positive | None = Field(

@@ -20,6 +20,8 @@ def log(run: RunDirectory, scores: Scores, summary: Summary) -> None:
         if model.name != FEW_SHOT:  # a prompt has no place on the axis of steps
             for tag, value in _scalars(scores, model):
                 writer.add_scalar(tag, value, model.step)
+    for step, drift in summary.drift.items():
+        writer.add_scalar("eval/forgetting/kl", drift.kl, step)
     for tag, value, step in _scalars_of_chosen(summary):
         writer.add_scalar(tag, value, step)
     writer.close()

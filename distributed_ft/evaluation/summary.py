@@ -1,7 +1,7 @@
 """What the scores say together: paired differences, forgetting, the selected checkpoint; as data and as a table."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from distributed_ft.evaluation.select import Candidate, Selection, inside, selec
 from distributed_ft.evaluation.significance import holm
 from distributed_ft.evaluation.stats import Clusters, Difference, Mean, Pairs, bootstrap, difference, mean, mean_of
 from distributed_ft.evaluation.task import CutOff
-from distributed_ft.records import SCHEMA
+from distributed_ft.records import SCHEMA, Drift
 
 BASE, FEW_SHOT = "base", "few-shot"
 
@@ -98,6 +98,7 @@ class Summary:
     selection: Selection
     budget: float
     cut_off: Mapping[str, CutOff]  # by task
+    drift: Mapping[int, Drift] = field(default_factory=dict)  # by step; empty without evaluation.generic_text
 
     @property
     def chosen(self) -> Candidate | None:
@@ -162,6 +163,7 @@ def as_json(summary: Summary) -> dict[str, Any]:
             ],
         },
         "forgetting": {str(step): asdict(lost) for step, lost in summary.forgotten.items()},
+        "kl_to_base": {str(step): _of_drift(drift) for step, drift in summary.drift.items()},
         "few_shot": {
             task: {
                 "requested": f.requested,
@@ -174,6 +176,10 @@ def as_json(summary: Summary) -> dict[str, Any]:
         "cut_off": {task: asdict(cut_off) for task, cut_off in summary.cut_off.items()},
         "paired": {m.name: _paired(summary.scores, m.name) for m in summary.scores.models if m.name != BASE},
     }
+
+
+def _of_drift(drift: Drift) -> dict[str, Any]:
+    return drift.model_dump(include={"kl", "stderr", "low", "high", "tokens", "texts", "text_digest"})
 
 
 def compared(scores: Scores, model: str, rival: str) -> dict[str, Compared]:
@@ -233,22 +239,21 @@ def _table_of_scores(summary: Summary) -> str:
     scores = summary.scores
     tasks = list(scores.by_task(BASE))
     metrics = [scores.of[BASE][task].result.metric for task in tasks]
-    rows = [
-        ["", *tasks, *(["general", "forgotten", "mean drop"] if summary.scores.general(BASE) else [])],
-        [
-            "",
-            *metrics,
-            *(["exact_match", "of all items, of at most", "general"] if summary.scores.general(BASE) else []),
-        ],
-    ]
+    lost_columns = [("general", "exact_match"), ("forgotten", "of all items, of at most"), ("mean drop", "general")]
+    columns = [*zip(tasks, metrics, strict=True), *(lost_columns if scores.general(BASE) else [])]
+    columns += [("KL to base", "nats a token")] if summary.drift else []
+    rows = [["", *(name for name, _ in columns)], ["", *(unit for _, unit in columns)]]
     for model in scores.models:
         by_task = scores.by_task(model.name)
         row = [_title(summary, model), *(_pm(_mean(scores.of[model.name][t])) if t in by_task else "" for t in tasks)]
         general, lost = scores.general_mean(model.name), summary.forgotten.get(model.step)
-        row.append(_pm(general) if general else "")
+        row += [_pm(general) if general else ""] if scores.general(BASE) else []
         if lost and model.step > 0:
             row.append(f"{lost.rate:.3f} [{lost.low:.3f}, {lost.high:.3f}] of {lost.ceiling:.3f}")
             row.append(f"{_signed(lost.mean_drop)} [{_signed(lost.drop_low)}, {_signed(lost.drop_high)}]")
+        drift = summary.drift.get(model.step)
+        if drift and model.step > 0:
+            row.append(f"{drift.kl:.3f} [{drift.low:.3f}, {drift.high:.3f}]")
         rows.append(row)
     return _aligned(rows)
 

@@ -99,6 +99,17 @@ class TaskComparison:
 
 
 @dataclass(frozen=True)
+class Divergence:
+    """Mean KL(base || tuned) of the next token of held-out text, in nats a token."""
+
+    kl: float
+    low: float
+    high: float
+    tokens: int
+    texts: int
+
+
+@dataclass(frozen=True)
 class CheckpointScores:
     """One checkpoint. Task figures are means over the tasks when there are several."""
 
@@ -110,6 +121,7 @@ class CheckpointScores:
     general: Estimate | None = None
     forgetting: Forgetting | None = None
     validation_loss: float | None = None
+    drift: Divergence | None = None
 
 
 @dataclass(frozen=True)

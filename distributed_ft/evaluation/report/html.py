@@ -75,7 +75,7 @@ def render(evidence: Evidence, verdict: Verdict, findings: tuple[Finding, ...]) 
         percents_interval=percents_interval,
         p_value=p_value,
         detectable=detectable,
-        forgotten=facts.forgotten(evidence.judged.forgetting if evidence.judged else None),
+        lost=facts.lost(evidence.judged),
         bounds=interval,
     )
     return page

@@ -145,7 +145,17 @@ def _p(gain: Difference) -> str:
 def _by_checkpoint(evidence: Evidence) -> str:
     if not evidence.checkpoints:
         return ""
-    header = ("Step", "Task score", "95% interval", "Against base", "Mean drop", "95% interval", "Val. loss", "Note")
+    header = (
+        "Step",
+        "Task score",
+        "95% interval",
+        "Against base",
+        "Mean drop",
+        "95% interval",
+        "KL to base",
+        "Val. loss",
+        "Note",
+    )
     rows = [_checkpoint_row(row, evidence) for row in evidence.checkpoints]
     why = f"\n\nSelection: {_inline(evidence.selection_reason)}." if evidence.selection_reason else ""
     return f"## By checkpoint\n\n{table(header, rows)}{why}"
@@ -167,6 +177,7 @@ def _checkpoint_row(row: CheckpointScores, evidence: Evidence) -> tuple[str, ...
         points(gain.mean) if gain else UNKNOWN,
         bare_points(lost.mean_drop) if lost else UNKNOWN,
         f"[{bare_points(lost.drop_low)}, {bare_points(lost.drop_high)}]" if lost else UNKNOWN,
+        UNKNOWN if row.drift is None else f"{row.drift.kl:.3f}",
         UNKNOWN if row.validation_loss is None else f"{row.validation_loss:.3f}",
         ", ".join(note for note in notes if note),
     )
@@ -188,8 +199,7 @@ def _skills(evidence: Evidence) -> str:
         "95% interval",
         "At most",
     )
-    lost = evidence.judged.forgetting if evidence.judged else None
-    listed = "\n".join(f"- {label}: {value}" for label, value in facts.forgotten(lost))
+    listed = "\n".join(f"- {label}: {value}" for label, value in facts.lost(evidence.judged))
     told = f"p: of no change, adjusted for all {len(rows)} skills (Holm); intervals are of each skill by itself."
     parts = [listed, table(header, rows), told]
     return "## General skills, before and after\n\n" + "\n\n".join(part for part in parts if part)

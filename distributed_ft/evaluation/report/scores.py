@@ -1,19 +1,26 @@
 """The scores and samples of a run directory, as estimates with intervals and as paired differences."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Literal
 
 from pydantic import ValidationError
 
-from distributed_ft.artifacts import RunDirectory
+from distributed_ft.artifacts import RunDirectory, read_json
 from distributed_ft.errors import CheckpointError
 from distributed_ft.evaluation import forgetting, stats
 from distributed_ft.evaluation.clusters import clusters_of
-from distributed_ft.evaluation.report.evidence import Difference, Estimate, Forgetting, Skill, TaskComparison
+from distributed_ft.evaluation.report.evidence import (
+    Difference,
+    Divergence,
+    Estimate,
+    Forgetting,
+    Skill,
+    TaskComparison,
+)
 from distributed_ft.evaluation.significance import holm
-from distributed_ft.records import Sample, TaskResult
+from distributed_ft.records import Drift, Sample, TaskResult
 
 BASE, FEW_SHOT = "base", "few-shot"
 RIGHT = 1.0  # an item is right at full score, as in forgetting.py
@@ -123,6 +130,20 @@ class Scores:
             return None
         found = {name: getattr(lost, name) for name in Forgetting.__dataclass_fields__}
         return Forgetting(**(found if lost.known else {**found, "of_known": None}))
+
+    def drift(self, model: str, texts: Collection[str]) -> Divergence | None:
+        """How far it is from the base, if that was measured of this very model, and on one of the `texts` (digests)."""
+        path = self._run.drift(model)
+        if not path.exists():
+            return None
+        try:
+            found = Drift(**read_json(path))
+        except (ValidationError, TypeError) as error:
+            raise CheckpointError(f"{path}: not what it should hold ({error}); evaluate again") from None
+        known = {result.model_digest for (name, _), result in self._results.items() if name == model}
+        if found.model_digest not in known or found.text_digest not in texts:
+            return None
+        return Divergence(found.kl, found.low, found.high, found.tokens, found.texts)
 
     def skills(self, model: str | None) -> tuple[Skill, ...]:
         """Base against `model` by group of the general suites, over the items both answered; most lost first."""
