@@ -257,6 +257,10 @@ class RunDirectory:
         """The answers of a model that is being asked, a line for each batch."""
         return self.results(model, task) / "samples.partial.jsonl"
 
+    def drift(self, model: str) -> Path:
+        """How far a model's predictions are from the base's."""
+        return self.evaluation / model / "drift.json"
+
     def all_checkpoints(self) -> list[Checkpoint]:
         """Every directory that is named like a checkpoint, oldest first, verified or not."""
         if not self.checkpoints.is_dir():

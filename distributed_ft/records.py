@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 SCHEMA = 1  # versions every JSON file that other programs may read
 
@@ -43,11 +43,12 @@ class Sample(Record):
     id: str
     doc_hash: str  # sha256 of the request and the reference, so that two models' lines can be paired by content
     group: str | None = None  # the skill or category of the item
+    cluster: str | None = None  # what it shares with others (a passage): items of one cluster are not independent
     request: list[dict[str, str]]  # the messages sent
     reference: str
     response: str
-    score: float  # of the task's metric, in [0, 1]
-    scores: dict[str, float] = {}  # further metrics of this item, e.g. field_accuracy, valid_json
+    score: FiniteFloat  # of the task's metric, in [0, 1]
+    scores: dict[str, FiniteFloat] = {}  # further metrics of this item, e.g. field_accuracy, valid_json
     # left out where there is nothing to say
     answer: str | None = None  # what the response was taken to say: a label, a number
     draws: list[str] | None = None  # every response, where several were drawn
@@ -63,15 +64,34 @@ class TaskResult(Record):
     task: str
     kind: Literal["task", "general"]
     metric: str
-    score: float  # mean of the items' scores
-    stderr: float  # standard error of that mean
+    score: FiniteFloat  # mean of the items' scores
+    stderr: FiniteFloat  # standard error of that mean, robust to clusters
     n: int
-    scores: dict[str, float] = {}  # means of the further metrics
+    clusters: int | None = None  # how many the items are of; None: each stands alone
+    scores: dict[str, FiniteFloat] = {}  # means of the further metrics
+    scores_stderr: dict[str, FiniteFloat] = {}
     totals: dict[str, float] = {}  # figures of all answers together, in any unit: macro-F1, perplexity, corpus BLEU
-    groups: dict[str, float] = {}  # mean score by group (skill)
+    groups: dict[str, FiniteFloat] = {}  # mean score by group (skill)
+    groups_stderr: dict[str, FiniteFloat] = {}
     chance: float = 0.0  # expected score of a guess
     model_digest: str
     task_digest: str
+    seconds: float = 0.0
+
+
+class Drift(Record):
+    """`evaluation/<model>/drift.json`: how far a checkpoint's predictions are from the base's on held-out text."""
+
+    schema_version: int = Field(SCHEMA, alias="schema")
+    model: str
+    kl: FiniteFloat  # mean KL(base || tuned) of the next token, nats per token
+    stderr: FiniteFloat
+    low: FiniteFloat  # 95% interval
+    high: FiniteFloat
+    tokens: int
+    texts: int
+    model_digest: str
+    text_digest: str
     seconds: float = 0.0
 
 

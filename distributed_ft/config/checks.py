@@ -83,6 +83,8 @@ def file_paths(config: RunConfig, folder: Path) -> Iterator[tuple[Key, str]]:
     for index, general in enumerate(config.evaluation.general):
         if general != "shipped":
             yield ("evaluation", "general", index), general
+    if config.evaluation.generic_text not in (None, "shipped"):
+        yield ("evaluation", "generic_text"), config.evaluation.generic_text
 
 
 def _data_paths(config: RunConfig, folder: Path) -> Iterator[tuple[Key, str, str | None]]:

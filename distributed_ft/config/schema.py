@@ -344,6 +344,12 @@ class TaskConfig(DataFile):
     metric: Metric = Field("exact_match", description="json_fields also reports field accuracy and JSON validity.")
     json_schema: str | None = Field(None, alias="schema", description="JSON Schema file that answers must satisfy.")
     max_new_tokens: Positive = Field(128, description="Longest answer, in tokens.")
+    cluster: str | None = Field(
+        None,
+        min_length=1,
+        description="A column (passage, document, conversation): rows with the same value in it are not independent, "
+        "and standard errors, intervals and tests count them as one.",
+    )
 
 
 class SelectConfig(Section):
@@ -357,6 +363,12 @@ class EvaluationConfig(Section):
     tasks: tuple[TaskConfig, ...] = Field((), description="What the model is being trained for.")
     general: tuple[str, ...] = Field(
         ("shipped",), description="What it must not forget: `shipped` (general skills), or paths of rows."
+    )
+    generic_text: str | None = Field(
+        "shipped",
+        min_length=1,
+        description="Held-out text on which the divergence from the base is measured: `shipped`, a path of rows, or "
+        "null for none.",
     )
     few_shot: Annotated[int, Field(ge=0)] = Field(4, description="Examples shown to the base model for comparison.")
     batch_size: Positive = Field(32, description="Requests generated at once.")

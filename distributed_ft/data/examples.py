@@ -45,9 +45,11 @@ class Example:
     group: str | None  # the row's skill, category or group
     tools: str = ""  # JSON list of the functions that the assistant may call
     columns: Mapping[str, str] = field(default_factory=dict)  # those that the reader was asked to keep
+    cluster: str | None = None  # rows of one are not independent (they share a passage); None: it stands alone
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Example, (self.id, self.messages, self.line, self.path, self.group, self.tools, self.columns)
+        fields = (self.id, self.messages, self.line, self.path, self.group, self.tools, self.columns, self.cluster)
+        return Example, fields
 
     @property
     def digest(self) -> str:

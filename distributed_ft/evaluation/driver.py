@@ -7,6 +7,7 @@ and question that it was made from. The trainer may remove a checkpoint at any m
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from distributed_ft.artifacts import Checkpoint, RunDirectory, step_name, write_json
@@ -15,6 +16,7 @@ from distributed_ft.config.schema import RunConfig
 from distributed_ft.data.examples import Example
 from distributed_ft.errors import CheckpointError, ConfigError, EvaluationError
 from distributed_ft.evaluation.claims import claimed, release
+from distributed_ft.evaluation.drift import GenericText
 from distributed_ft.evaluation.engines import TransformersEngine, engine_of
 from distributed_ft.evaluation.few_shot import FewShot, choose, fitted, rows_to_show
 from distributed_ft.evaluation.scalars import log
@@ -22,6 +24,7 @@ from distributed_ft.evaluation.scoring import Model, Scored, score, stored, task
 from distributed_ft.evaluation.summary import BASE, FEW_SHOT, Scores, Summary, as_json, summarise, table
 from distributed_ft.evaluation.task import CutOff, Generate, Task, reference
 from distributed_ft.evaluation.tasks import build_tasks
+from distributed_ft.records import Drift
 
 
 def evaluate(run_dir: Path, checkpoints: str = "all") -> None:
@@ -171,8 +174,11 @@ class Evaluation:
         self._cut_off = _cut_off(tasks, self._engine)
         self._few_shot = _few_shot(config, tasks, self._engine)
         self._base = self._engine.digest
-        for leftover in [*run.evaluation.glob("*/*/.*"), *run.evaluation.glob(".summary.json.*")]:  # of a killed driver
-            leftover.unlink(missing_ok=True)
+        path = config.evaluation.generic_text
+        self._generic_text = None if path is None else GenericText(path, self._engine)
+        for names in ("*/*/.*", "*/.drift.json.*", ".summary.json.*"):  # of a killed driver
+            for leftover in run.evaluation.glob(names):
+                leftover.unlink(missing_ok=True)
 
     def tuned(self, checkpoint: Checkpoint) -> Model:
         """Raises CheckpointError when it was removed."""
@@ -197,6 +203,7 @@ class Evaluation:
                 break
             best = Checkpoint(self._run.checkpoints / step_name(summary.selection.step))
             self._run.point("BEST", best)
+        summary = replace(summary, drift=self._drift(summary.scores))
         write_json(self._run.evaluation / "summary.json", as_json(summary))
         if "tensorboard" in self._config.tracking:
             log(self._run, everything, summary)
@@ -230,7 +237,7 @@ class Evaluation:
     def scores_of(self, model: Model) -> dict[str, Scored]:
         """By task, asking for what is not stored."""
         scored: dict[str, Scored] = {}
-        in_use = False
+        in_use = self._measured(model)
         for task in self._tasks:
             if model.name == FEW_SHOT and not self._shots(model, task):
                 continue
@@ -245,6 +252,22 @@ class Evaluation:
             scored[task.name] = found
             _progress(model, found)
         return scored
+
+    def _measured(self, model: Model) -> bool:
+        """Measure how far a checkpoint is from the base where that is not stored; whether the engine now is the model,
+        which the base goes before: so full weights are loaded once."""
+        text = self._generic_text
+        if text is None or model.step == 0 or text.stored(self._run, model) is not None:
+            return False
+        found = text.measure(self._run, model)
+        print(f"{model.name:14} KL to the base: {found.kl:.4f} nats a token ({found.seconds:.1f} s)", file=sys.stderr)
+        return True
+
+    def _drift(self, scores: Scores) -> dict[int, Drift]:
+        """What is stored of the checkpoints, by step."""
+        text = self._generic_text
+        found = {m.step: text.stored(self._run, m) for m in scores.checkpoints} if text is not None else {}
+        return {step: drift for step, drift in found.items() if drift is not None}
 
     def _ask(self, model: Model, task: Task) -> Scored:
         try:

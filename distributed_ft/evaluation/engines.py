@@ -261,6 +261,22 @@ class TransformersEngine:
         texts = iter(_before(cast(str, t), request.stop) for t, (request, _) in zip(decoded, rows, strict=True))
         return [Response(texts=tuple(next(texts) for _ in range(request.draws))) for request in requests]
 
+    @torch.inference_mode()
+    def log_probabilities(self, tokens: Sequence[int]) -> Tensor:
+        """Of every next token of one text: (len(tokens) - 1, vocabulary), natural logarithms, fp32, on the device.
+
+        Raises EvaluationError for logits that are not finite.
+        """
+        model, ids = self._loaded, torch.tensor([list(tokens)], device=self.device)
+        inputs: dict[str, Any] = {"past_key_values": self._virtual_tokens(), "use_cache": True}
+        if "position_ids" in inspect.signature(model.forward).parameters:
+            inputs["position_ids"] = torch.arange(ids.shape[1], device=self.device)[None] + self._num_virtual
+        logits = cast(Tensor, model(input_ids=ids, **inputs).logits)[0, :-1].float()
+        if not logits.isfinite().all():
+            bad = int((~logits.isfinite().all(-1)).nonzero()[0])
+            raise EvaluationError(f"logits are not finite at token {bad + 1} of a text of {len(tokens)} tokens")
+        return logits.log_softmax(-1)
+
     @property
     def _room(self) -> int | None:
         """Most tokens of a prompt and its answer."""

@@ -20,6 +20,8 @@ def log(run: RunDirectory, scores: Scores, summary: Summary) -> None:
         if model.name != FEW_SHOT:  # a prompt has no place on the axis of steps
             for tag, value in _scalars(scores, model):
                 writer.add_scalar(tag, value, model.step)
+    for step, drift in summary.drift.items():
+        writer.add_scalar("eval/forgetting/kl", drift.kl, step)
     for tag, value, step in _scalars_of_chosen(summary):
         writer.add_scalar(tag, value, step)
     writer.close()
@@ -37,16 +39,15 @@ def _scalars(scores: Scores, model: Model) -> Iterator[tuple[str, float]]:
         yield "eval/general/score", general.value
         yield "eval/forgetting/rate", lost.rate
         yield "eval/forgetting/mean_drop", lost.mean_drop
+        yield "eval/forgetting/backward_transfer", lost.backward_transfer
 
 
 def _scalars_of_chosen(summary: Summary) -> Iterator[tuple[str, float, int]]:
     """Of BEST, or of the highest scoring checkpoint where none is inside the budget. For the HParams tab, which shows a
     few metrics, by name, and of each the last value of its curve, which may be any checkpoint's."""
-    scored = [c for c in summary.candidates if c.tasks]
-    best = [c for c in scored if c.step == summary.selection.step]
-    if scored:
-        chosen = max(best or scored, key=lambda c: (c.accuracy, -c.step))
+    chosen = summary.chosen
+    if chosen is not None:
         yield "chosen/task_accuracy", chosen.accuracy, chosen.step
-        yield "chosen/inside_budget", float(bool(best)), chosen.step
+        yield "chosen/inside_budget", float(chosen.step == summary.selection.step), chosen.step
         if chosen.step in summary.forgotten:
             yield "chosen/forgetting", summary.forgotten[chosen.step].rate, chosen.step

@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from distributed_ft.artifacts import (
     write_atomic,
 )
 from distributed_ft.data.examples import Example
-from distributed_ft.errors import CheckpointError
+from distributed_ft.errors import CheckpointError, EvaluationError
+from distributed_ft.evaluation.clusters import clusters_of
 from distributed_ft.evaluation.engines import Engine
 from distributed_ft.evaluation.few_shot import with_examples
 from distributed_ft.evaluation.stats import mean
@@ -75,7 +77,7 @@ def score(
     requests = [with_examples(task.request(example), shots) for example in examples]
     responses, seconds = _answers(run, engine, model, task, digest, requests)
     scores = [task.score(example, response) for example, response in zip(examples, responses, strict=True)]
-    samples = tuple(_sample(*item) for item in zip(examples, requests, responses, scores, strict=True))
+    samples = tuple(_sample(task, *item) for item in zip(examples, requests, responses, scores, strict=True))
     totals = task.totals(list(zip(examples, responses, scores, strict=True)))
     result = _result(model, task, digest, samples, totals, seconds)
     publish_result(run, result, samples)
@@ -116,12 +118,16 @@ def _response(stored: Mapping[str, Any]) -> Response:
     return Response(**values)
 
 
-def _sample(example: Example, request: Request, response: Response, scored: Score) -> Sample:
+def _sample(task: Task, example: Example, request: Request, response: Response, scored: Score) -> Sample:
+    for name, value in {task.metric: scored.value, **scored.further}.items():
+        if not isfinite(value):
+            raise EvaluationError(f"item {example.id!r}: its {name} is {value}, which is no score; correct the task")
     messages = () if isinstance(request, Read) else request.messages
     return Sample(
         id=example.id,
         doc_hash=example.digest,
         group=example.group,
+        cluster=example.cluster,
         request=[{"role": m.role, "content": m.content} for m in messages],
         reference=reference(example),
         response=_said(request, response),
@@ -152,12 +158,15 @@ def _choices(request: Request, response: Response) -> list[Choice] | None:
 def _result(
     model: Model, task: Task, digest: str, samples: Sequence[Sample], totals: Mapping[str, float], seconds: float
 ) -> TaskResult:
-    groups: dict[str, list[float]] = defaultdict(list)
+    by_group: dict[str, list[Sample]] = defaultdict(list)
     for sample in samples:
         if sample.group is not None:
-            groups[sample.group].append(sample.score)
+            by_group[sample.group].append(sample)
     assert model.digest is not None, "a checkpoint that is gone cannot be asked"
-    overall = mean([sample.score for sample in samples])
+    clusters = clusters_of(samples)
+    overall = mean([sample.score for sample in samples], clusters)
+    further = {name: mean([s.scores[name] for s in samples], clusters) for name in samples[0].scores}
+    groups = {name: mean([s.score for s in of], clusters_of(of)) for name, of in sorted(by_group.items())}
     return TaskResult(
         model=model.name,
         task=task.name,
@@ -166,9 +175,12 @@ def _result(
         score=overall.value,
         stderr=overall.stderr,
         n=overall.n,
-        scores={name: mean([s.scores[name] for s in samples]).value for name in samples[0].scores},
+        clusters=None if clusters is None else overall.units,
+        scores={name: found.value for name, found in further.items()},
+        scores_stderr={name: found.stderr for name, found in further.items()},
         totals=dict(totals),
-        groups={name: mean(scores).value for name, scores in sorted(groups.items())},
+        groups={name: found.value for name, found in groups.items()},
+        groups_stderr={name: found.stderr for name, found in groups.items()},
         chance=task.chance,
         model_digest=model.digest,
         task_digest=digest,

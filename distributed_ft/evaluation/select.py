@@ -1,11 +1,11 @@
 """Which checkpoint to ship: the best on the tasks among those that kept the general skills. Pure."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from distributed_ft.evaluation.stats import paired_interval
+from distributed_ft.evaluation.stats import Clusters, Pairs, paired_interval
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Candidate:
     step: int
     tasks: Mapping[str, Sequence[float]]
     mean_drop: float | None
+    clusters: Mapping[str, Clusters] = field(default_factory=dict)  # of the items, by task
 
     @property
     def accuracy(self) -> float:
@@ -74,5 +75,5 @@ def inside(candidate: Candidate, forgetting_budget: float) -> bool:
 
 
 def _within_noise(earlier: Candidate, top: Candidate) -> bool:
-    low, _ = paired_interval([(scores, top.tasks[name]) for name, scores in earlier.tasks.items()])
+    low, _ = paired_interval([Pairs(s, top.tasks[name], top.clusters.get(name)) for name, s in earlier.tasks.items()])
     return low <= 0 and top.accuracy - earlier.accuracy <= TIE

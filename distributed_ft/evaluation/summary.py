@@ -1,16 +1,21 @@
 """What the scores say together: paired differences, forgetting, the selected checkpoint; as data and as a table."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+
+from distributed_ft.artifacts import step_name
+from distributed_ft.evaluation.clusters import clusters_of
 from distributed_ft.evaluation.few_shot import FewShot
 from distributed_ft.evaluation.forgetting import Forgetting, Suite, forgetting
 from distributed_ft.evaluation.scoring import Model, Scored
 from distributed_ft.evaluation.select import Candidate, Selection, inside, select
-from distributed_ft.evaluation.stats import Mean, mean, mean_of, paired_difference
+from distributed_ft.evaluation.significance import holm
+from distributed_ft.evaluation.stats import Clusters, Difference, Mean, Pairs, bootstrap, difference, mean, mean_of
 from distributed_ft.evaluation.task import CutOff
-from distributed_ft.records import SCHEMA
+from distributed_ft.records import SCHEMA, Drift
 
 BASE, FEW_SHOT = "base", "few-shot"
 
@@ -26,6 +31,15 @@ class Scores:
         """The items' scores on each task that the model is trained for."""
         return {n: _items(s) for n, s in self.of[model].items() if s.result.kind == "task"}
 
+    def clusters(self) -> dict[str, Clusters]:
+        """Of the items of each task that the run is trained for; the same for every model."""
+        return {n: clusters_of(s.samples) for n, s in self.of[BASE].items() if s.result.kind == "task"}
+
+    def pairs(self, task: str, before: str, after: str) -> Pairs:
+        """The scores of two models on the items of a task."""
+        first, second = self.of[before][task], self.of[after][task]
+        return Pairs(_items(first), _items(second), clusters_of(second.samples))
+
     def general(self, model: str) -> list[Scored]:
         """The scores of each general suite; [] for few-shot, which is not asked them."""
         return [scored for scored in self.of[model].values() if scored.result.kind == "general"]
@@ -33,14 +47,20 @@ class Scores:
     def general_mean(self, model: str) -> Mean | None:
         """The mean over the suites; None without one."""
         suites = self.general(model)
-        return mean_of([mean(_items(suite)) for suite in suites]) if suites else None
+        return mean_of([_mean(suite) for suite in suites]) if suites else None
 
     def forgotten(self, model: str) -> Forgetting | None:
         """Against the base; None without a general suite."""
         before = self.general(BASE)
         pairs = list(zip(before, self.general(model), strict=True)) if self.general(model) else []
         suites = [
-            Suite(_items(b), _items(a), [_group(b, sample.group, len(before)) for sample in b.samples], b.result.chance)
+            Suite(
+                _items(b),
+                _items(a),
+                [_group(b, sample.group, len(before)) for sample in b.samples],
+                b.result.chance,
+                clusters_of(b.samples),
+            )
             for b, a in pairs
         ]
         return forgetting(suites) if suites else None
@@ -60,6 +80,14 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class Compared:
+    """Two models on one task; `p_holm`: p, adjusted for all the tasks that the two are compared on."""
+
+    difference: Difference
+    p_holm: float
+
+
+@dataclass(frozen=True)
 class Summary:
     """Conclusions from `Scores`."""
 
@@ -70,6 +98,14 @@ class Summary:
     selection: Selection
     budget: float
     cut_off: Mapping[str, CutOff]  # by task
+    drift: Mapping[int, Drift] = field(default_factory=dict)  # by step; empty without evaluation.generic_text
+
+    @property
+    def chosen(self) -> Candidate | None:
+        """BEST, or the highest scoring checkpoint where none may be; None where none was scored on a task."""
+        scored = [c for c in self.candidates if c.tasks]
+        best = [c for c in scored if c.step == self.selection.step]
+        return max(best or scored, key=lambda c: (c.accuracy, -c.step), default=None)
 
 
 def summarise(
@@ -102,8 +138,9 @@ def summarise(
 
 def _candidates(scores: Scores) -> tuple[Candidate, ...]:
     lost = {model.name: scores.forgotten(model.name) for model in scores.checkpoints}
+    clusters = scores.clusters()
     drops = {name: of_model.mean_drop for name, of_model in lost.items() if of_model is not None}
-    return tuple(Candidate(m.step, scores.by_task(m.name), drops.get(m.name)) for m in scores.checkpoints)
+    return tuple(Candidate(m.step, scores.by_task(m.name), drops.get(m.name), clusters) for m in scores.checkpoints)
 
 
 def as_json(summary: Summary) -> dict[str, Any]:
@@ -126,6 +163,7 @@ def as_json(summary: Summary) -> dict[str, Any]:
             ],
         },
         "forgetting": {str(step): asdict(lost) for step, lost in summary.forgotten.items()},
+        "kl_to_base": {str(step): _of_drift(drift) for step, drift in summary.drift.items()},
         "few_shot": {
             task: {
                 "requested": f.requested,
@@ -140,36 +178,82 @@ def as_json(summary: Summary) -> dict[str, Any]:
     }
 
 
+def _of_drift(drift: Drift) -> dict[str, Any]:
+    return drift.model_dump(include={"kl", "stderr", "low", "high", "tokens", "texts", "text_digest"})
+
+
+def compared(scores: Scores, model: str, rival: str) -> dict[str, Compared]:
+    """The model minus its rival, by task, on the same items; {} for a rival that was not asked."""
+    tasks = [task for task in scores.by_task(model) if task in scores.of.get(rival, {})]
+    differences = [difference([scores.pairs(task, rival, model)]) for task in tasks]
+    adjusted = holm([found.p for found in differences])
+    return {task: Compared(found, p) for task, found, p in zip(tasks, differences, adjusted, strict=True)}
+
+
 def _paired(scores: Scores, model: str) -> dict[str, dict[str, Any]]:
     """By task: this model minus base, and minus few-shot, on the same items."""
-    rivals = [rival for rival in (BASE, FEW_SHOT) if rival in scores.of and rival != model]
-    return {
-        task: {
-            f"vs_{rival.replace('-', '_')}": asdict(paired_difference(_items(scores.of[rival][task]), items))
-            for rival in rivals
-            if task in scores.of[rival]
-        }
-        for task, items in scores.by_task(model).items()
-    }
+    found: dict[str, dict[str, Any]] = {task: {} for task in scores.by_task(model)}
+    for rival in (BASE, FEW_SHOT):
+        for task, of_task in compared(scores, model, rival).items() if rival != model else ():
+            pairs = scores.pairs(task, rival, model)
+            low, high = bootstrap(np.subtract(pairs.after, pairs.before), pairs.clusters)
+            drawn = {"bootstrap_low": low, "bootstrap_high": high}
+            entry = {**asdict(of_task.difference), "p_holm": of_task.p_holm, **drawn}
+            found[task][f"vs_{rival.replace('-', '_')}"] = entry
+    return found
 
 
 def table(summary: Summary) -> str:
-    """Models by tasks, each score with its standard error; forgetting with its 95% interval."""
+    """Models by tasks, each score with its standard error; forgetting with its 95% interval; and the differences."""
+    return "\n\n".join(part for part in (_table_of_scores(summary), _table_of_differences(summary)) if part)
+
+
+def _table_of_differences(summary: Summary) -> str:
+    """Of the chosen checkpoint: what it gained on each task, and where nothing was shown, what could have been."""
+    chosen, scores = summary.chosen, summary.scores
+    if chosen is None:
+        return ""
+    rows = []
+    for rival, title in ((BASE, "base"), (FEW_SHOT, "few-shot")):
+        by_task = compared(scores, step_name(chosen.step), rival)
+        for task, of_task in by_task.items():
+            gain = of_task.difference
+            bounds = f"{_signed(gain.value)} [{_signed(gain.low)}, {_signed(gain.high)}]"
+            p = f"p {_p(of_task.p_holm)}" + (f" (Holm, {len(by_task)} tasks)" if len(by_task) > 1 else "")
+            told = _undecided(gain) if gain.low <= 0 <= gain.high or of_task.p_holm >= 0.05 else ""
+            rows.append([f"step {chosen.step} minus {title}", task, bounds, p, told])
+    return _aligned(rows) if rows else ""
+
+
+def _undecided(gain: Difference) -> str:
+    """What has to be said beside "no difference"."""
+    units = f"{gain.n} items" + ("" if gain.units == gain.n else f" in {gain.units} clusters")
+    return f"no difference shown; {units} would show {gain.detectable:.3f} or more"
+
+
+def _p(value: float) -> str:
+    return "≤ 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _table_of_scores(summary: Summary) -> str:
     scores = summary.scores
     tasks = list(scores.by_task(BASE))
     metrics = [scores.of[BASE][task].result.metric for task in tasks]
-    rows = [
-        ["", *tasks, *(["general", "forgotten", "mean drop"] if summary.scores.general(BASE) else [])],
-        ["", *metrics, *(["exact_match", "of all items", "general"] if summary.scores.general(BASE) else [])],
-    ]
+    lost_columns = [("general", "exact_match"), ("forgotten", "of all items, of at most"), ("mean drop", "general")]
+    columns = [*zip(tasks, metrics, strict=True), *(lost_columns if scores.general(BASE) else [])]
+    columns += [("KL to base", "nats a token")] if summary.drift else []
+    rows = [["", *(name for name, _ in columns)], ["", *(unit for _, unit in columns)]]
     for model in scores.models:
         by_task = scores.by_task(model.name)
-        row = [_title(summary, model), *(_pm(mean(by_task[t])) if t in by_task else "" for t in tasks)]
+        row = [_title(summary, model), *(_pm(_mean(scores.of[model.name][t])) if t in by_task else "" for t in tasks)]
         general, lost = scores.general_mean(model.name), summary.forgotten.get(model.step)
-        row.append(_pm(general) if general else "")
+        row += [_pm(general) if general else ""] if scores.general(BASE) else []
         if lost and model.step > 0:
-            row.append(f"{lost.rate:.3f} [{lost.low:.3f}, {lost.high:.3f}]")
+            row.append(f"{lost.rate:.3f} [{lost.low:.3f}, {lost.high:.3f}] of {lost.ceiling:.3f}")
             row.append(f"{_signed(lost.mean_drop)} [{_signed(lost.drop_low)}, {_signed(lost.drop_high)}]")
+        drift = summary.drift.get(model.step)
+        if drift and model.step > 0:
+            row.append(f"{drift.kl:.3f} [{drift.low:.3f}, {drift.high:.3f}]")
         rows.append(row)
     return _aligned(rows)
 
@@ -199,6 +283,10 @@ def _group(suite: Scored, group: str | None, suites: int) -> str:
     """A skill's name; with several suites, which one it is of."""
     name = suite.result.task
     return name if group is None else group if suites == 1 else f"{name}: {group}"
+
+
+def _mean(scored: Scored) -> Mean:
+    return mean(_items(scored), clusters_of(scored.samples))
 
 
 def _items(scored: Scored) -> list[float]:

@@ -61,7 +61,7 @@ def fixed_percent(share: float) -> str:
 
 def interval(estimate: Estimate) -> str:
     """`[89.8, 96.5]`, in percent."""
-    return f"[{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+    return percents_interval(estimate.low, estimate.high)
 
 
 def points(share: float) -> str:
@@ -73,6 +73,21 @@ def points(share: float) -> str:
 def bare_points(share: float) -> str:
     """A drop in points, without a plus sign."""
     return points(share).removeprefix("+")
+
+
+def percents_interval(low: float, high: float) -> str:
+    """`[89.8, 96.5]`, in percent."""
+    return f"[{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def p_value(p: float) -> str:
+    return "≤ 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def detectable(gain: Difference) -> str:
+    """What belongs beside "no difference"."""
+    items = f"{gain.n} items" + ("" if gain.clusters is None else f" in {gain.clusters} clusters")
+    return f"{items} would show a difference of {_plain_points(gain.detectable)} or more"
 
 
 def points_interval(low: float, high: float) -> str:
@@ -213,15 +228,19 @@ def _use(candidate: CheckpointScores, score: str, prompt_due: bool) -> Ruling | 
     if gain.n < MIN_ITEMS:
         return "not_enough_evidence", f"Too few items to tell ({gain.n}): {score}."
     if gain.low <= 0:
-        return "not_enough_evidence", f"No difference from the base model could be shown: {score}."
+        return "not_enough_evidence", f"No difference from the base model could be shown: {score}; {detectable(gain)}."
     if prompt is None:
         untried = f"{_capital(score)}, but it was not compared with a few-shot prompt yet."
         return ("not_enough_evidence", untried) if prompt_due else None
     if prompt.low <= 0:
         if prompt.mean <= 0 or prompt.high < WORTHWHILE_GAIN:
-            return "do_not_ship", f"A few-shot prompt would have done as well: {score}."
+            seen = f"; {detectable(prompt)}" if prompt.high >= 0 else ""
+            return "do_not_ship", f"A few-shot prompt would have done as well: {score}{seen}."
         tell = f"as far as {prompt.n} items can tell"
-        return "not_enough_evidence", f"A few-shot prompt would have done as well, {tell}: {score}."
+        return (
+            "not_enough_evidence",
+            f"A few-shot prompt would have done as well, {tell}: {score}; {detectable(prompt)}.",
+        )
     return None
 
 
@@ -267,7 +286,7 @@ def _against_base(gain: Difference) -> Reason:
         return Reason(True, f"It beats the base model: {measured}.")
     if gain.high < 0:
         return Reason(False, f"It is worse than the base model: {measured}.")
-    seen = _detectable(gain)
+    seen = detectable(gain)
     return Reason(None, f"It may be no better than the base model: {measured}; {seen}.")
 
 
@@ -281,7 +300,7 @@ def _against_few_shot(gain: Difference | None, prompt: str, no_prompt: str | Non
         return Reason(True, f"It beats the base model with {prompt}: {measured}.")
     if gain.high < 0:
         return Reason(False, f"The base model with {prompt} does better: {measured}.")
-    return Reason(False, f"The base model with {prompt} does as well: {measured}; {_detectable(gain)}.")
+    return Reason(False, f"The base model with {prompt} does as well: {measured}; {detectable(gain)}.")
 
 
 def _kept(forgetting: Forgetting | None, budget: float) -> Reason:
@@ -317,10 +336,6 @@ def _beside_the_point(
         steps = str(later[0].step) if len(later) == 1 else f"{later[0].step} to {later[-1].step}"
         return [Reason(None, f"Not every checkpoint would do: catastrophic forgetting at step {steps}.")]
     return []
-
-
-def _detectable(gain: Difference) -> str:
-    return f"{gain.n} items would show a difference of {_plain_points(gain.detectable)} or more"
 
 
 def _plain_points(share: float) -> str:

@@ -39,7 +39,7 @@ def collect(path: Path) -> Evidence:
     records = read_json_lines(run.metrics)
     curves = _curves(records)
     summary = _read(run.evaluation / "summary.json")
-    checkpoints = _checkpoints(run, scores, curves)
+    checkpoints = _checkpoints(run, scores, curves, _texts(summary))
     best = _best(run, summary, checkpoints, budget)
     step = judged_step(checkpoints, best, budget)
     model = None if step is None else step_name(step)
@@ -58,7 +58,7 @@ def collect(path: Path) -> Evidence:
         budget=budget,
         few_shot_examples=_examples(config, summary),
         no_prompt=no_prompt,
-        tasks=tuple(c for c in (scores.compare([task], model) for task in tasks) if c is not None),
+        tasks=scores.compare_each(tasks, model),
         task=scores.compare(tasks, model),
         general=scores.compare(general, model),
         checkpoints=checkpoints,
@@ -75,8 +75,11 @@ def collect(path: Path) -> Evidence:
     )
 
 
-def _checkpoints(run: RunDirectory, scores: Scores, curves: Curves) -> tuple[CheckpointScores, ...]:
-    """Those on disk and those that were evaluated before `checkpoint.keep` removed them, oldest first."""
+def _checkpoints(run: RunDirectory, scores: Scores, curves: Curves, texts: set[str]) -> tuple[CheckpointScores, ...]:
+    """Those on disk and those that were evaluated before `checkpoint.keep` removed them, oldest first.
+
+    texts: digests of what the divergence from the base was measured on.
+    """
     on_disk = {checkpoint.step: checkpoint for checkpoint in run.all_checkpoints()}
     evaluated = {int(model.removeprefix("step-")) for model in scores.models() if model.startswith("step-")}
     validation = dict(zip(curves.validation_steps, curves.validation_loss, strict=True))
@@ -95,9 +98,15 @@ def _checkpoints(run: RunDirectory, scores: Scores, curves: Curves) -> tuple[Che
                 general=general.tuned if general else None,
                 forgetting=scores.forgotten(model),
                 validation_loss=validation.get(step),
+                drift=scores.drift(model, texts),
             )
         )
     return tuple(rows)
+
+
+def _texts(summary: dict[str, Any]) -> set[str]:
+    by_step = summary.get("kl_to_base")
+    return {str(_at(entry, "text_digest")) for entry in by_step.values()} if isinstance(by_step, dict) else set()
 
 
 def _files(checkpoint: Checkpoint | None) -> Files:

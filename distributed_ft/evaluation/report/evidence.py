@@ -31,6 +31,14 @@ class Difference:
     high: float
     n: int
     detectable: float  # the smallest true difference that a test of n such items finds four times out of five
+    p: float | None = None  # two-sided: McNemar's exact test, or the sign-flip test: see evaluation.stats
+    p_holm: float | None = None  # p, adjusted for all the tasks that the two are compared on; None of a mean over tasks
+    clusters: int | None = None  # how many the items are of; None: each stands alone
+
+    @property
+    def shown(self) -> bool:
+        """Whether there is a difference beyond doubt, also for one task of several."""
+        return not self.low <= 0 <= self.high and (self.p_holm is None or self.p_holm < 0.05)
 
 
 @dataclass(frozen=True)
@@ -40,13 +48,19 @@ class Forgetting:
     rate: float  # share of all items that are right before and wrong after, corrected for chance
     low: float
     high: float
-    of_known: float | None  # the same items as a share of those right before
+    of_known: float | None  # the same items as a share of those right before; None if none was
     mean_drop: float
     drop_low: float
     drop_high: float
     n: int
     known: int  # items that the base had right
     before: float  # mean score of the base: no drop can be larger
+    ceiling: float | None = None  # share that the base knew, guesses aside: rate can be no larger
+    of_known_low: float | None = None
+    of_known_high: float | None = None
+    backward_transfer: float | None = None  # mean over the skills of after minus before (Lopez-Paz and Ranzato 2017)
+    backward_low: float | None = None
+    backward_high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +71,13 @@ class Skill:
     before: float
     after: float
     n: int
+    drop_low: float = -1.0
+    drop_high: float = 1.0
+    p_holm: float = 1.0  # two-sided, of no change, adjusted for all the skills
+    rate: float = 0.0  # share of the items right before and wrong after, less what guessing explains
+    low: float = 0.0
+    high: float = 1.0
+    ceiling: float = 1.0  # share that the base knew: rate can be no larger
 
     @property
     def drop(self) -> float:
@@ -78,6 +99,17 @@ class TaskComparison:
 
 
 @dataclass(frozen=True)
+class Divergence:
+    """Mean KL(base || tuned) of the next token of held-out text, in nats a token."""
+
+    kl: float
+    low: float
+    high: float
+    tokens: int
+    texts: int
+
+
+@dataclass(frozen=True)
 class CheckpointScores:
     """One checkpoint. Task figures are means over the tasks when there are several."""
 
@@ -89,6 +121,7 @@ class CheckpointScores:
     general: Estimate | None = None
     forgetting: Forgetting | None = None
     validation_loss: float | None = None
+    drift: Divergence | None = None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distributed_ft.evaluation.report.evidence import Evidence, Training
+from distributed_ft.evaluation.report.evidence import CheckpointScores, Divergence, Evidence, Forgetting, Training
+from distributed_ft.evaluation.verdict import bare_points, percent, percents_interval, points, points_interval
 
 Facts = list[tuple[str, str]]
 
@@ -103,6 +104,36 @@ def environment(stored: dict[str, Any]) -> Facts:
     return [
         (key.replace("_", " "), text) for key, value in stored.items() if key != "schema" and (text := _flat(value))
     ]
+
+
+def lost(checkpoint: CheckpointScores | None) -> Facts:
+    """All that a checkpoint lost."""
+    return [] if checkpoint is None else [*forgotten(checkpoint.forgetting), *drift(checkpoint.drift)]
+
+
+def drift(found: Divergence | None) -> Facts:
+    """How far a checkpoint is from the base where neither is asked."""
+    if found is None:
+        return []
+    measured = f"{found.kl:.3f} [{found.low:.3f}, {found.high:.3f}] nats a token"
+    return [("KL to the base", f"{measured} (the next of {number(found.tokens)} tokens in {found.texts} texts)")]
+
+
+def forgotten(found: Forgetting | None) -> Facts:
+    """What a checkpoint lost of the general skills, each number with what bounds it."""
+    if found is None:
+        return []
+    ceiling = "" if found.ceiling is None else f", of at most {percent(found.ceiling)} (what the base model knew)"
+    rows = [("Right, then wrong", f"{percent(found.rate)} {percents_interval(found.low, found.high)}{ceiling}")]
+    if found.of_known is not None and found.of_known_low is not None and found.of_known_high is not None:
+        bounds = percents_interval(found.of_known_low, found.of_known_high)
+        rows.append(("Of what the base model knew", f"{percent(found.of_known)} {bounds}"))
+    drop = f"[{bare_points(found.drop_low)}, {bare_points(found.drop_high)}]"
+    rows.append(("Mean drop", f"{bare_points(found.mean_drop)} points {drop}"))
+    if found.backward_transfer is not None and found.backward_low is not None and found.backward_high is not None:
+        bounds = points_interval(found.backward_low, found.backward_high)
+        rows.append(("Backward transfer", f"{points(found.backward_transfer)} points {bounds}"))
+    return rows
 
 
 def key_and_rest(remedy: str) -> tuple[str, str]:

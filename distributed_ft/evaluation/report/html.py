@@ -9,10 +9,13 @@ from distributed_ft.evaluation.report.evidence import Evidence
 from distributed_ft.evaluation.verdict import (
     Verdict,
     bare_points,
+    detectable,
     fixed_percent,
     interval,
     is_catastrophic,
+    p_value,
     percent,
+    percents_interval,
     points,
     points_interval,
 )
@@ -69,6 +72,10 @@ def render(evidence: Evidence, verdict: Verdict, findings: tuple[Finding, ...]) 
         long=LONG,
         catastrophic=is_catastrophic,
         points_interval=points_interval,
+        percents_interval=percents_interval,
+        p_value=p_value,
+        detectable=detectable,
+        lost=facts.lost(evidence.judged),
         bounds=interval,
     )
     return page

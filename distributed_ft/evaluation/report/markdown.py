@@ -11,16 +11,20 @@ from distributed_ft.evaluation.report.evidence import (
     Difference,
     Estimate,
     Evidence,
+    Skill,
     TaskComparison,
 )
 from distributed_ft.evaluation.report.html import KIND_LABEL, SAMPLE_TITLE
 from distributed_ft.evaluation.verdict import (
     Verdict,
     bare_points,
+    detectable,
     fixed_percent,
     inside_budget,
     interval,
     is_catastrophic,
+    p_value,
+    percents_interval,
     points,
     points_interval,
 )
@@ -90,8 +94,19 @@ def _three_ways(evidence: Evidence) -> str:
     rows = [row for comparison in comparisons for row in _comparison_rows(comparison, evidence)]
     if not rows:
         return ""
-    header = ("Task", "Model", "Score", "95% interval", "Tuned minus this", "95%, paired", "Items")
-    return "## Base, few-shot prompt, tuned\n\n" + table(header, rows, left=2)
+    header = ("Task", "Model", "Score", "95% interval", "Tuned minus this", "95%, paired", "p", "Items")
+    return "## Base, few-shot prompt, tuned\n\n" + table(header, rows, left=2) + _undecided(comparisons)
+
+
+def _undecided(comparisons: Sequence[TaskComparison]) -> str:
+    """Beside every difference that was not shown: how large one would have been."""
+    lines = [
+        f"- {_inline(comparison.name)}, against {name}: no difference shown; {detectable(gain)}."
+        for comparison in comparisons
+        for name, gain in (("base", comparison.versus_base), ("base + examples", comparison.versus_few_shot))
+        if gain is not None and not gain.shown
+    ]
+    return "\n\n" + "\n".join(lines) if lines else ""
 
 
 def _comparison_rows(comparison: TaskComparison, evidence: Evidence) -> list[tuple[str, ...]]:
@@ -113,6 +128,7 @@ def _comparison_rows(comparison: TaskComparison, evidence: Evidence) -> list[tup
             interval(estimate),
             points(gain.mean) if gain else "",
             points_interval(gain.low, gain.high) if gain else "",
+            _p(gain) if gain else "",
             str(estimate.n),
         )
         for name, estimate, gain in three
@@ -120,10 +136,26 @@ def _comparison_rows(comparison: TaskComparison, evidence: Evidence) -> list[tup
     ]
 
 
+def _p(gain: Difference) -> str:
+    """Of one task among several, adjusted for them."""
+    p = gain.p if gain.p_holm is None else gain.p_holm
+    return UNKNOWN if p is None else p_value(p)
+
+
 def _by_checkpoint(evidence: Evidence) -> str:
     if not evidence.checkpoints:
         return ""
-    header = ("Step", "Task score", "95% interval", "Against base", "Mean drop", "95% interval", "Val. loss", "Note")
+    header = (
+        "Step",
+        "Task score",
+        "95% interval",
+        "Against base",
+        "Mean drop",
+        "95% interval",
+        "KL to base",
+        "Val. loss",
+        "Note",
+    )
     rows = [_checkpoint_row(row, evidence) for row in evidence.checkpoints]
     why = f"\n\nSelection: {_inline(evidence.selection_reason)}." if evidence.selection_reason else ""
     return f"## By checkpoint\n\n{table(header, rows)}{why}"
@@ -145,6 +177,7 @@ def _checkpoint_row(row: CheckpointScores, evidence: Evidence) -> tuple[str, ...
         points(gain.mean) if gain else UNKNOWN,
         bare_points(lost.mean_drop) if lost else UNKNOWN,
         f"[{bare_points(lost.drop_low)}, {bare_points(lost.drop_high)}]" if lost else UNKNOWN,
+        UNKNOWN if row.drift is None else f"{row.drift.kl:.3f}",
         UNKNOWN if row.validation_loss is None else f"{row.validation_loss:.3f}",
         ", ".join(note for note in notes if note),
     )
@@ -153,10 +186,38 @@ def _checkpoint_row(row: CheckpointScores, evidence: Evidence) -> tuple[str, ...
 def _skills(evidence: Evidence) -> str:
     if not evidence.skills:
         return ""
-    rows = [
-        (s.name, str(s.n), fixed_percent(s.before), fixed_percent(s.after), points(-s.drop)) for s in evidence.skills
-    ]
-    return "## General skills, before and after\n\n" + table(("Skill", "Items", "Before", "After", "Change"), rows)
+    rows = [_skill_row(skill) for skill in evidence.skills]
+    header = (
+        "Skill",
+        "Items",
+        "Before",
+        "After",
+        "Change",
+        "95% interval",
+        "p",
+        "Forgotten",
+        "95% interval",
+        "At most",
+    )
+    listed = "\n".join(f"- {label}: {value}" for label, value in facts.lost(evidence.judged))
+    told = f"p: of no change, adjusted for all {len(rows)} skills (Holm); intervals are of each skill by itself."
+    parts = [listed, table(header, rows), told]
+    return "## General skills, before and after\n\n" + "\n\n".join(part for part in parts if part)
+
+
+def _skill_row(skill: Skill) -> tuple[str, ...]:
+    return (
+        skill.name,
+        str(skill.n),
+        fixed_percent(skill.before),
+        fixed_percent(skill.after),
+        points(-skill.drop),
+        points_interval(-skill.drop_high, -skill.drop_low),
+        p_value(skill.p_holm),
+        fixed_percent(skill.rate),
+        percents_interval(skill.low, skill.high),
+        fixed_percent(skill.ceiling),
+    )
 
 
 def _facts(evidence: Evidence) -> str:

@@ -1,17 +1,26 @@
 """The scores and samples of a run directory, as estimates with intervals and as paired differences."""
 
 import math
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import ValidationError
 
-from distributed_ft.artifacts import RunDirectory
+from distributed_ft.artifacts import RunDirectory, read_json
 from distributed_ft.errors import CheckpointError
 from distributed_ft.evaluation import forgetting, stats
-from distributed_ft.evaluation.report.evidence import Difference, Estimate, Forgetting, Skill, TaskComparison
-from distributed_ft.records import Sample, TaskResult
+from distributed_ft.evaluation.clusters import clusters_of
+from distributed_ft.evaluation.report.evidence import (
+    Difference,
+    Divergence,
+    Estimate,
+    Forgetting,
+    Skill,
+    TaskComparison,
+)
+from distributed_ft.evaluation.significance import holm
+from distributed_ft.records import Drift, Sample, TaskResult
 
 BASE, FEW_SHOT = "base", "few-shot"
 RIGHT = 1.0  # an item is right at full score, as in forgetting.py
@@ -101,6 +110,14 @@ class Scores:
             further={name: tuple(r[0].scores.get(name) if r[0] else None for r in three) for name in further},
         )
 
+    def compare_each(self, tasks: Sequence[str], model: str | None) -> tuple[TaskComparison, ...]:
+        """Each task by itself, the p of its differences adjusted for all of them."""
+        found = [c for c in (self.compare([task], model) for task in tasks) if c is not None]
+        versus_base = adjusted([c.versus_base for c in found])
+        versus_few_shot = adjusted([c.versus_few_shot for c in found])
+        three = zip(found, versus_base, versus_few_shot, strict=True)
+        return tuple(replace(c, versus_base=base, versus_few_shot=few_shot) for c, base, few_shot in three)
+
     def paired(self, before: str, task: str, after: str | None) -> list[tuple[Sample, Sample]]:
         """The items that both models answered, matched by content (`doc_hash`), in the order of `after`."""
         by_hash = {sample.doc_hash: sample for sample in self.samples(before, task)}
@@ -108,77 +125,82 @@ class Scores:
 
     def forgotten(self, model: str) -> Forgetting | None:
         """Against base, over the items of the general suites that both answered; None if there are none."""
-        suites = []
-        for task in self.tasks("general"):
-            both = self.paired(BASE, task, model)
-            result = self.result(BASE, task)
-            if both and result is not None:
-                before, after = [b.score for b, _ in both], [a.score for _, a in both]
-                suites.append(forgetting.Suite(before, after, [None] * len(both), result.chance))
-        if not suites:
+        lost = self._lost(model)
+        if lost is None:
             return None
-        lost = forgetting.forgetting(suites)
-        return Forgetting(
-            rate=lost.rate,
-            low=lost.low,
-            high=lost.high,
-            of_known=lost.of_known if lost.known else None,
-            mean_drop=lost.mean_drop,
-            drop_low=lost.drop_low,
-            drop_high=lost.drop_high,
-            n=lost.n,
-            known=lost.known,
-            before=lost.before,
-        )
+        found = {name: getattr(lost, name) for name in Forgetting.__dataclass_fields__}
+        return Forgetting(**(found if lost.known else {**found, "of_known": None}))
+
+    def drift(self, model: str, texts: Collection[str]) -> Divergence | None:
+        """How far it is from the base, if that was measured of this very model, and on one of the `texts` (digests)."""
+        path = self._run.drift(model)
+        if not path.exists():
+            return None
+        try:
+            found = Drift(**read_json(path))
+        except (ValidationError, TypeError) as error:
+            raise CheckpointError(f"{path}: not what it should hold ({error}); evaluate again") from None
+        known = {result.model_digest for (name, _), result in self._results.items() if name == model}
+        if found.model_digest not in known or found.text_digest not in texts:
+            return None
+        return Divergence(found.kl, found.low, found.high, found.tokens, found.texts)
 
     def skills(self, model: str | None) -> tuple[Skill, ...]:
         """Base against `model` by group of the general suites, over the items both answered; most lost first."""
-        before: dict[str, list[float]] = defaultdict(list)
-        after: dict[str, list[float]] = defaultdict(list)
-        suites = self.tasks("general")
-        for task in suites:
-            for old, new in self.paired(BASE, task, model):
-                name = old.group or task
-                name = name if len(suites) == 1 or name == task else f"{task}: {name}"
-                before[name].append(old.score)
-                after[name].append(new.score)
-        skills = [Skill(n, sum(b) / len(b), sum(after[n]) / len(b), len(b)) for n, b in before.items()]
+        lost = self._lost(model)
+        of_skill = lost.by_group.items() if lost is not None else ()
+        skills = [
+            Skill(name, **{field: getattr(of, field) for field in Skill.__dataclass_fields__ if field != "name"})
+            for name, of in of_skill
+        ]
         return tuple(sorted(skills, key=lambda skill: (-skill.drop, skill.name)))
+
+    def _lost(self, model: str | None) -> forgetting.Forgetting | None:
+        """Items without a skill are one of their suite's name."""
+        suites, names = [], self.tasks("general")
+        for task in names:
+            both, result = self.paired(BASE, task, model), self.result(BASE, task)
+            if both and result is not None:
+                groups = [b.group or task for b, _ in both]
+                groups = [g if len(names) == 1 or g == task else f"{task}: {g}" for g in groups]
+                before, after = [b.score for b, _ in both], [a.score for _, a in both]
+                clusters = clusters_of([a for _, a in both])
+                suites.append(forgetting.Suite(before, after, groups, result.chance, clusters))
+        return forgetting.forgetting(suites) if suites else None
 
 
 def estimate(result: TaskResult | None) -> Estimate | None:
-    """A score with its 95% interval: see `interval`."""
+    """A score with its 95% interval: see `stats.interval`."""
     if result is None:
         return None
-    low, high = interval(result.score, result.stderr, result.n)
+    units = result.n if result.clusters is None else result.clusters
+    low, high = stats.interval(stats.Mean(result.score, result.stderr, result.n, units))
     return Estimate(result.score, result.stderr, low, high, result.n)
 
 
-def interval(score: float, stderr: float, n: int) -> tuple[float, float]:
-    """95% interval of a mean of scores in [0, 1].
-
-    Wilson's where the items are right or wrong, since the normal one has no width at 0 and 1; the normal one, cut to
-    [0, 1], where partial credit makes the spread smaller than that of right-or-wrong items with the same mean.
-    """
-    right = round(score * n)
-    binary = abs(score * n - right) < 1e-6 and stderr >= 0.95 * math.sqrt(score * (1 - score) / n)
-    if binary:
-        return stats.wilson(right, n)
-    return max(0.0, score - stats.Z95 * stderr), min(1.0, score + stats.Z95 * stderr)
-
-
 def difference(strata: Sequence[Sequence[tuple[Sample, Sample]]]) -> Difference | None:
-    """After minus before, each task counting the same; None if a task has no items in common.
-
-    The smallest detectable difference is 2.8 standard errors (two-sided 5%, power 80%: 1.96 + 0.84; Miller 2024,
-    arXiv:2411.00640, section 5), and at least five items: with fewer that differ the interval contains 0.
-    """
+    """After minus before, each task counting the same; None if a task has no items in common: see `stats.difference`.
+    The smallest detectable difference is that of `stats.detectable`."""
     if not strata or not all(strata):
         return None
-    sides = [([b.score for b, _ in stratum], [a.score for _, a in stratum]) for stratum in strata]
-    low, high = stats.paired_interval(sides)
-    gain = stats.mean_of([stats.mean([a - b for b, a in zip(before, after, strict=True)]) for before, after in sides])
-    return Difference(gain.value, low, high, gain.n, min(1.0, max(2.8 * gain.stderr, 5 / gain.n)))
+    gain = stats.difference([_pairs(stratum) for stratum in strata])
+    clusters = None if gain.units == gain.n else gain.units
+    return Difference(gain.value, gain.low, gain.high, gain.n, gain.detectable, gain.p, None, clusters)
+
+
+def adjusted(differences: Sequence[Difference | None]) -> list[Difference | None]:
+    """Each with its p adjusted for all of them (Holm): of two models on several tasks."""
+    known = [(place, d.p) for place, d in enumerate(differences) if d is not None and d.p is not None]
+    found = list(differences)
+    for (place, _), p in zip(known, holm([p for _, p in known]), strict=True):
+        before = found[place]
+        assert before is not None
+        found[place] = replace(before, p_holm=p)
+    return found
+
+
+def _pairs(both: Sequence[tuple[Sample, Sample]]) -> stats.Pairs:
+    return stats.Pairs([b.score for b, _ in both], [a.score for _, a in both], clusters_of([a for _, a in both]))
 
 
 def mean_estimate(estimates: Sequence[Estimate | None]) -> Estimate | None:

@@ -74,6 +74,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "forgetting": {
             **dict.fromkeys(("rate", "low", "high", "mean_drop")),
             **(asdict(forgetting) if forgetting else {}),
+            "kl_to_base": asdict(judged.drift) if judged and judged.drift else None,
             "budget": evidence.budget,
             "catastrophic": is_catastrophic(forgetting, evidence.budget) if forgetting else None,
         },
@@ -113,6 +114,7 @@ def _checkpoint(row: CheckpointScores, evidence: Evidence) -> dict[str, Any]:
         "general": _estimate(row.general),
         "forgetting": asdict(row.forgetting) if row.forgetting else None,
         "val_loss": row.validation_loss,
+        "kl_to_base": asdict(row.drift) if row.drift else None,
     }
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import assert_never
 
 from distributed_ft.config.schema import EvaluationConfig, TaskConfig
-from distributed_ft.data.reading import Reading, read_examples
+from distributed_ft.data.reading import read_examples
 from distributed_ft.errors import ConfigError
+from distributed_ft.evaluation.clusters import rows_of
 from distributed_ft.evaluation.task import Kind, Task
 from distributed_ft.evaluation.tasks.exact_match import ExactMatch
 from distributed_ft.evaluation.tasks.json_fields import json_fields
@@ -20,7 +21,7 @@ SHIPPED_NAME = "general"
 def build_task(config: TaskConfig, kind: Kind = "task") -> Task:
     """The task, its rows read and checked. Raises ConfigError or DataError, naming file, line or key."""
     rule = _rule(config)
-    return RuledTask(config.name, tuple(read_examples(Reading.of(config))), rule, kind)
+    return RuledTask(config.name, rows_of(config), rule, kind)
 
 
 def _rule(config: TaskConfig) -> Rule:

@@ -82,8 +82,8 @@ class RuledTask:
 
     @property
     def digest(self) -> str:
-        """Hex sha256 over the rows (order, ids, groups, content) and the rule."""
-        content = [[row.id, row.group, row.digest, dict(row.columns)] for row in self.rows]
+        """Hex sha256 over the rows (order, ids, groups, clusters, content) and the rule."""
+        content = [[row.id, row.group, row.cluster, row.digest, dict(row.columns)] for row in self.rows]
         rule = [self.metric, self.version, dict(self.rule.settings)]
         return hashlib.sha256(json.dumps([content, rule], sort_keys=True).encode()).hexdigest()
 

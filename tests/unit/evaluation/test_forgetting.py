@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
+from distributed_ft.errors import EvaluationError
 from distributed_ft.evaluation.forgetting import Suite, forgetting
 
 # eight items: kept, kept, kept, lost, lost, won, wrong, wrong
@@ -56,6 +57,57 @@ def test_a_base_that_knows_nothing_has_nothing_to_forget() -> None:
     assert (result.rate, result.of_known, result.known, result.before) == (0.0, 0.0, 0, 0.0)
     assert (result.of_known_low, result.of_known_high) == (0, 1)
     assert result.mean_drop == -0.25
+
+
+def test_the_ceiling_is_what_the_base_knew_guesses_aside() -> None:
+    assert forgetting([Suite(BEFORE, AFTER, GROUPS)]).ceiling == pytest.approx(5 / 8)
+    guessed = forgetting([Suite(BEFORE, [0.0] * 8, GROUPS, chance=0.25)])
+    assert guessed.ceiling == pytest.approx((5 / 8 - 0.25) / 0.75)
+    assert guessed.rate == pytest.approx(guessed.ceiling)  # all is wrong: nothing that was known is left
+    assert guessed.of_known == pytest.approx(1)
+
+
+def test_backward_transfer_is_the_mean_over_skills_whatever_their_size() -> None:
+    # skills a, b, c and the item without one: 0, -2/3, +1/2, 0
+    result = forgetting([Suite(BEFORE, AFTER, GROUPS)])
+    assert result.backward_transfer == pytest.approx((0 - 2 / 3 + 1 / 2 + 0) / 4)
+    assert result.backward_low < result.backward_transfer < result.backward_high
+    alike = forgetting([Suite(BEFORE * 20, AFTER * 20, ["a"] * 160)])
+    assert alike.backward_transfer == pytest.approx(-alike.mean_drop)
+    assert (alike.backward_low, alike.backward_high) == pytest.approx((-alike.drop_high, -alike.drop_low), abs=0.01)
+
+
+def test_each_skill_has_an_interval_and_a_p_adjusted_for_all_of_them() -> None:
+    groups = ["lost"] * 20 + ["kept"] * 20 + ["hit"] * 20
+    before, after = [1.0] * 60, [0.0] * 12 + [1.0] * 43 + [0.0] * 5
+    found = forgetting([Suite(before, after, groups)]).by_group
+    wilson = scipy_stats.binomtest(12, 20).proportion_ci(method="wilson")
+    assert (found["lost"].low, found["lost"].high) == pytest.approx((wilson.low, wilson.high))
+    assert found["lost"].drop_low < found["lost"].drop == 0.6 < found["lost"].drop_high
+    assert [found[g].p for g in ("lost", "hit", "kept")] == pytest.approx([2 / 2**12, 2 / 2**5, 1])
+    assert [found[g].p_holm for g in ("lost", "hit", "kept")] == pytest.approx([6 / 2**12, 4 / 2**5, 1])
+
+
+def test_items_of_one_passage_make_forgetting_no_surer() -> None:
+    rng = np.random.default_rng(6)
+    before, after = (rng.random(60) < 0.8).astype(float), (rng.random(60) < 0.5).astype(float)
+    alone = forgetting([Suite(before.tolist(), after.tolist(), [None] * 60)])
+    copies = [np.repeat(x, 4).tolist() for x in (before, after)]
+    together = forgetting([Suite(*copies, [None] * 240, clusters=[str(i // 4) for i in range(240)])])
+    for name in ("rate", "low", "high", "of_known", "of_known_low", "drop_low", "backward_high"):
+        assert getattr(together, name) == pytest.approx(getattr(alone, name), abs=0.02), name
+
+
+def test_a_suite_of_guesses_that_lost_nothing_leaves_a_doubt() -> None:
+    result = forgetting([Suite([1.0] * 20, [1.0] * 20, [None] * 20, chance=0.25)])
+    assert (result.rate, result.low) == (0, 0)
+    assert 0.05 < result.high < 0.3
+    assert 0.05 < result.of_known_high < 0.3
+
+
+def test_a_score_that_is_no_number_is_not_taken_for_a_wrong_answer() -> None:
+    with pytest.raises(EvaluationError, match="not numbers"):
+        forgetting([Suite([1.0, 1.0], [1.0, float("nan")], [None, None])])
 
 
 def test_by_group_names_the_skill_that_was_lost() -> None:
