@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from distributed_ft.evaluation.stats import paired_interval
+from distributed_ft.records import SCHEMA, StopVerdict
 
 
 @dataclass(frozen=True)
@@ -88,21 +89,46 @@ def _within_noise(earlier: Candidate, top: Candidate) -> bool:
 @dataclass(frozen=True)
 class Trend:
     """How the checkpoints of a training went: `waited` of them in a row, up to the newest, were no better than the best
-    before them, which is of `best_step` (None: none is inside the forgetting budget)."""
+    before them, which is `best` (None: none is inside the forgetting budget)."""
 
     newest_step: int
-    best_step: int | None
+    best: Candidate | None
     waited: int
 
 
 def trend(candidates: Sequence[Candidate], forgetting_budget: float, min_delta: float) -> Trend | None:
     """Where the training stands; None without a score. Better is more than `min_delta` above the best before, inside
-    the budget: what has forgotten too much cannot be shipped, and to train on does not bring it back."""
-    best, found, newest = -math.inf, None, None
+    the budget: what has forgotten too much cannot be shipped."""
+    found: Trend | None = None
     for candidate in sorted((c for c in candidates if c.tasks), key=lambda c: c.step):
-        waited = 0 if newest is None else newest.waited
-        better = inside(candidate, forgetting_budget) and candidate.accuracy > best + min_delta + SLACK
-        if better:
-            best, found = candidate.accuracy, candidate.step
-        newest = Trend(candidate.step, found, 0 if better else waited + 1)
-    return newest
+        best, waited = (found.best, found.waited) if found else (None, 0)
+        rise = math.inf if best is None else candidate.accuracy - best.accuracy
+        if inside(candidate, forgetting_budget) and rise > min_delta + SLACK:
+            found = Trend(candidate.step, candidate, 0)
+        else:
+            found = Trend(candidate.step, best, waited + 1)
+    return found
+
+
+def stop_verdict(
+    candidates: Sequence[Candidate], forgetting_budget: float, patience: int, min_delta: float
+) -> StopVerdict | None:
+    """Whether more steps of training help: not when `patience` checkpoints in a row were no better. None without a
+    score."""
+    stands = trend(candidates, forgetting_budget, min_delta)
+    if stands is None:
+        return None
+    so_long = f"{stands.waited} checkpoint{'' if stands.waited == 1 else 's'} in a row"
+    if stands.best is None:
+        reason = f"{so_long} over the forgetting budget of {forgetting_budget:g}, and none inside it before"
+    elif stands.waited == 0:
+        reason = f"task accuracy has risen to {stands.best.accuracy:.3f}"
+    else:
+        rise = f" by more than {min_delta:g}" if min_delta else ""
+        reason = (
+            f"task accuracy has not risen{rise} over {stands.best.accuracy:.3f} of step {stands.best.step}, inside the "
+            f"forgetting budget, for {so_long}"
+        )
+    best_step = None if stands.best is None else stands.best.step
+    stop = stands.waited >= patience
+    return StopVerdict(schema=SCHEMA, stop=stop, reason=reason, step=stands.newest_step, best_step=best_step)
