@@ -89,6 +89,7 @@ def collect(path: Path) -> Evidence:
         how_chosen=_text(_at(summary, "selection", "how_chosen")),
         optimistic=best is not None and any(task == rows for task, rows in by.items()),
         prompts=_prompts(summary),
+        ended_early=_text(_at(_read(run.progress), "reason")),
     )
 
 

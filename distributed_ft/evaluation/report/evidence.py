@@ -196,6 +196,7 @@ class Evidence:
     how_chosen: str | None = None  # what the way of choosing means for the score of the chosen one
     optimistic: bool = False  # it was chosen on rows that it is judged by
     prompts: tuple[Prompt, ...] = ()  # few-shot prompts that were chosen, by task
+    ended_early: str | None = None  # why the training did not go on to its last step
 
     @property
     def judged(self) -> CheckpointScores | None:

@@ -43,13 +43,16 @@ def prompts(evidence: Evidence) -> list[str]:
     ]
 
 
-def rows_of_checkpoints(evidence: Evidence) -> str | None:
-    """By which rows the checkpoints are told apart, where that is not as everywhere else."""
-    if evidence.choosing is None:
-        return None
-    items = evidence.choosing.base or evidence.choosing.tuned
-    told = f", {number(items.n)} items" if items else ""
-    return f"Task scores here are on validation rows ({evidence.choosing.name}{told}), by which the best is chosen"
+def about_checkpoints(evidence: Evidence) -> list[str]:
+    """By which rows they are told apart, where that is not as everywhere else; why there are no more of them."""
+    told = []
+    if evidence.choosing is not None:
+        items = evidence.choosing.base or evidence.choosing.tuned
+        which = evidence.choosing.name + (f", {number(items.n)} items" if items else "")
+        told.append(f"Task scores here are on validation rows ({which}), by which the best is chosen")
+    if evidence.ended_early is not None:
+        told.append(f"The training ended early: {evidence.ended_early}")
+    return told
 
 
 def data(evidence: Evidence) -> Facts:

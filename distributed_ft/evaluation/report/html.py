@@ -60,7 +60,7 @@ def render(evidence: Evidence, verdict: Verdict, findings: tuple[Finding, ...]) 
         settings=facts.settings(evidence.config),
         data=facts.data(evidence),
         prompts=facts.prompts(evidence),
-        rows=facts.rows_of_checkpoints(evidence),
+        about_checkpoints=facts.about_checkpoints(evidence),
         data_findings=facts.data_findings(evidence),
         data_files=data_section.files(evidence),
         drawing=Markup,

@@ -127,8 +127,7 @@ def _by_checkpoint(evidence: Evidence) -> str:
     header = ("Step", "Task score", "95% interval", "Against base", "Mean drop", "95% interval", "Val. loss", "Note")
     rows = [_checkpoint_row(row, evidence) for row in evidence.checkpoints]
     why = f"\n\nSelection: {_inline(evidence.selection_reason)}." if evidence.selection_reason else ""
-    which = facts.rows_of_checkpoints(evidence)
-    told = f"\n\n{_inline(which)}." if which else ""
+    told = "".join(f"\n\n{_inline(line)}." for line in facts.about_checkpoints(evidence))
     return f"## By checkpoint\n\n{table(header, rows)}{told}{why}"
 
 

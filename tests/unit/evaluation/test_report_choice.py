@@ -14,6 +14,7 @@ from distributed_ft.evaluation.report.collect import collect
 TASK = {"name": "tickets", "path": "/data/test.jsonl", "metric": "json_fields", "validation": 0.4}
 ON_VALIDATION = {"base": 0.05, "few-shot": 0.3, step_name(100): 0.6, step_name(200): 0.9, step_name(300): 0.98}
 TRIED = [{"k": k, "score": score, "stderr": 0.04, "n": 120} for k, score in ((1, 0.2), (2, 0.26), (4, 0.3))]
+EARLY = "task accuracy has not risen over 0.980 of step 300"
 ONLY = "chosen on validation rows; the test rows of tickets were asked of base, few-shot and step 300 only"
 
 
@@ -27,6 +28,8 @@ def run(tmp_path: Path) -> RunDirectory:
     for name, rate in ON_VALIDATION.items():
         write_scores(run, name, "tickets.validation", "validation", task_rows(rate, 120, "Validation {}"))
     say(run, how_chosen=ONLY)
+    progress = {"schema": 1, "phase": "finished", "step": 300, "world_size": 2, "updated": "now", "reason": EARLY}
+    write_json(run.progress, progress)
     return run
 
 
@@ -54,6 +57,7 @@ def test_checkpoints_are_told_apart_on_validation_rows_and_the_verdict_is_on_tes
         text = run.path.joinpath(f"report.{suffix}").read_text()
         assert f"C{ONLY[1:]}." in text
         assert "validation rows (tickets.validation, 120 items), by which the best is chosen" in text
+        assert f"The training ended early: {EARLY}." in text
         tried = "tickets: 4 in the few-shot prompt, the best on 120 validation rows of 1 (20.0%), 2 (26.0%), 4 (30.0%)"
         assert tried in text
 
