@@ -152,7 +152,7 @@ def how_chosen(summary: Summary) -> str | None:
 def tried(summary: Summary) -> list[str]:
     """For each task, which numbers of examples were tried, and what they scored."""
     return [
-        f"{task}: {len(f.examples)} examples in the few-shot prompt, the best on {f.tried[0].n} validation rows of "
+        f"{task}: {len(f.examples)} examples in the few-shot prompt, chosen on {f.tried[0].n} validation rows among "
         + ", ".join(f"{each.k} ({each.score:.3f} ± {each.stderr:.3f})" for each in f.tried)
         for task, f in summary.few_shot.items()
         if f.tried

@@ -37,7 +37,7 @@ def settings(config: dict[str, Any]) -> Facts:
 def prompts(evidence: Evidence) -> list[str]:
     """For each task whose number of examples was chosen: which were tried, and what they scored."""
     return [
-        f"{prompt.task}: {prompt.used} in the few-shot prompt, the best on {number(prompt.n)} validation rows of "
+        f"{prompt.task}: {prompt.used} in the few-shot prompt, chosen on {number(prompt.n)} validation rows among "
         + ", ".join(f"{k} ({100 * score:.1f}%)" for k, score in prompt.tried)
         for prompt in evidence.prompts
     ]

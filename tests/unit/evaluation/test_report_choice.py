@@ -58,7 +58,7 @@ def test_checkpoints_are_told_apart_on_validation_rows_and_the_verdict_is_on_tes
         assert f"C{ONLY[1:]}." in text
         assert "validation rows (tickets.validation, 120 items), by which the best is chosen" in text
         assert f"The training ended early: {EARLY}." in text
-        tried = "tickets: 4 in the few-shot prompt, the best on 120 validation rows of 1 (20.0%), 2 (26.0%), 4 (30.0%)"
+        tried = "tickets: 4 in the few-shot prompt, chosen on 120 validation rows among 1 (20.0%), 2 (26.0%), 4 (30.0%)"
         assert tried in text
 
 

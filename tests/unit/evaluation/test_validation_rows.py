@@ -237,7 +237,7 @@ def test_the_number_of_examples_is_chosen_on_validation_rows(
     assert run.samples("few-shot", "people.validation") == run.samples(best, "people.validation")
     assert len(run.samples("few-shot", "people")[0].request) == 1 + 2 * prompt["used"]
     told = capsys.readouterr().out
-    assert f"people: {prompt['used']} examples in the few-shot prompt, the best on 3 validation rows of 1 (" in told
+    assert f"people: {prompt['used']} examples in the few-shot prompt, chosen on 3 validation rows among 1 (" in told
     before = {p: p.stat().st_mtime_ns for p in run.evaluation.glob("*/*/*")}
     evaluate(run.path)
     assert {p: p.stat().st_mtime_ns for p in run.evaluation.glob("*/*/*")} == before
