@@ -24,8 +24,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from pydantic import ValidationError
+
 from distributed_ft.errors import CheckpointError
-from distributed_ft.records import SCHEMA, Manifest, Sample, TaskResult
+from distributed_ft.records import SCHEMA, Manifest, Sample, StopVerdict, TaskResult
 
 _STEP_NAME = re.compile(r"step-(\d{8})")
 
@@ -226,6 +228,7 @@ class RunDirectory:
         self.latest_file = self.path / "LATEST"
         self.best_file = self.path / "BEST"
         self.evaluation = self.path / "evaluation"
+        self.stop_verdict = self.evaluation / "verdict.json"  # whether more training helps
         self.slurm = self.path / "slurm"  # batch scripts, their output, and what became of each job
 
     @contextmanager
@@ -313,6 +316,13 @@ class RunDirectory:
         """Replace a pointer file atomically."""
         write_atomic(self.latest_file if which == "LATEST" else self.best_file, checkpoint.name + "\n")
 
+    def read_stop_verdict(self) -> StopVerdict | None:
+        """What the driver that follows the training says of it, if it does; what cannot be read says nothing."""
+        try:
+            return StopVerdict(**read_json(self.stop_verdict))
+        except (CheckpointError, ValidationError, TypeError, OSError):
+            return None
+
     def task_results(self) -> Iterator[TaskResult]:
         """Every result on disk."""
         for path in sorted(self.evaluation.glob("*/*/result.json")):
@@ -375,10 +385,14 @@ def publish(run: RunDirectory, partial: Path, step: int, world_size: int) -> Che
 
 
 def tidy(run: RunDirectory, newest: Checkpoint | None) -> None:
-    """What a kill may have left: half-written saves are removed, and LATEST names the newest complete checkpoint. For
-    the holder of the lock alone."""
+    """What a kill may have left: half-written saves are removed, and LATEST names the newest complete checkpoint. And
+    what an earlier training here may have left: a verdict on checkpoints that this one has still to make. For the
+    holder of the lock alone."""
     for leftover in run.checkpoints.glob(".step-*.partial"):
         shutil.rmtree(leftover, ignore_errors=True)
+    verdict = run.read_stop_verdict()
+    if verdict is not None and (newest is None or newest.step < verdict.step):
+        run.stop_verdict.unlink(missing_ok=True)
     latest = run.pointer("LATEST")
     if newest is not None and (latest is None or latest.step != newest.step):
         run.point("LATEST", newest)

@@ -81,6 +81,10 @@ def thinned(config: RunConfig, folder: Path) -> RunConfig:
     for task, given in zip(evaluation["tasks"], config.evaluation.tasks, strict=True):
         task |= {"path": _thin(Reading.of(given), folder), "format": "auto", "columns": {}, "split": None}
         task["max_new_tokens"] = min(task["max_new_tokens"], 16)
+        if isinstance(given.validation, float):
+            task["validation"] = 0.5  # of a few rows a small share is none
+        elif given.validation_file is not None:
+            task["validation"] = _thin(Reading.of(given.validation_file), folder)
     shipped = str(files("distributed_ft") / "assets" / "general" / "test.jsonl")
     general = [shipped if path == "shipped" else path for path in evaluation["general"]]
     evaluation["general"] = [_thin(Reading(path), folder) for path in general]

@@ -126,6 +126,8 @@ def _progress_lines(run: RunDirectory) -> Iterator[Line]:
     quiet = f", not heard of for {_clock(seconds)}" if moving and seconds > QUIET_SECONDS else ""
     yield "phase", f"{progress.phase} on {progress.world_size} processes{quiet}"
     yield "step", _steps(progress)
+    if progress.reason is not None:
+        yield "ended early", progress.reason
     if progress.loss is not None:
         yield "loss", f"{progress.loss:.4f}"
     if progress.tokens_per_second is not None:

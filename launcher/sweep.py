@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from distributed_ft.artifacts import RunDirectory, read_json, write_json
+from distributed_ft.artifacts import RunDirectory, read_json, step_name, write_json
 from distributed_ft.config.document import dotted, parse_override
 from distributed_ft.config.load import LoadedRun, load, load_resolved
 from distributed_ft.errors import EXIT_DONE, EXIT_STOPPED, EXIT_USER, CheckpointError, ConfigError, FtError, Stopped
@@ -223,6 +223,12 @@ def _one(loaded: LoadedRun, start: Start, total: int, evaluate: bool) -> int:
 
 
 def _is_evaluated(run: RunDirectory) -> bool:
+    """All checkpoints are scored, and the chosen one on its test rows, where they are kept for it."""
     file = run.evaluation / "summary.json"
-    scored = {c["step"] for c in read_json(file)["selection"]["candidates"]} if file.exists() else set()
-    return {checkpoint.step for checkpoint in run.all_checkpoints()} <= scored
+    if not file.exists():
+        return False
+    selection = read_json(file)["selection"]
+    scored = {candidate["step"] for candidate in selection["candidates"]}
+    apart = any(task != by for task, by in selection.get("chosen_on", {}).items())
+    tested = selection["best_step"] is None or step_name(selection["best_step"]) in selection.get("judged_on_test", ())
+    return {checkpoint.step for checkpoint in run.all_checkpoints()} <= scored and (tested or not apart)

@@ -14,7 +14,7 @@ from distributed_ft.evaluation.scoring import Model, Scored
 from distributed_ft.evaluation.select import Candidate, Selection, inside, select
 from distributed_ft.evaluation.significance import holm
 from distributed_ft.evaluation.stats import Clusters, Difference, Mean, Pairs, bootstrap, difference, mean, mean_of
-from distributed_ft.evaluation.task import CutOff
+from distributed_ft.evaluation.task import VALIDATION, CutOff
 from distributed_ft.records import SCHEMA, Drift
 
 BASE, FEW_SHOT = "base", "few-shot"
@@ -28,12 +28,31 @@ class Scores:
     of: Mapping[str, Mapping[str, Scored]]
 
     def by_task(self, model: str) -> dict[str, list[float]]:
-        """The items' scores on each task that the model is trained for."""
-        return {n: _items(s) for n, s in self.of[model].items() if s.result.kind == "task"}
+        """The items' scores on each task that the model is trained for, on test and on validation rows."""
+        return {n: _items(s) for n, s in self.of[model].items() if s.result.kind != "general"}
+
+    @property
+    def chosen_on(self) -> dict[str, str]:
+        """For each task that the base was asked: on the rows of which one choices are made, itself or its validation
+        rows'."""
+        kinds = {name: scored.result.kind for name, scored in self.of[BASE].items()}
+        rows = {task: task + VALIDATION for task, kind in kinds.items() if kind == "task"}
+        return {task: by if kinds.get(by) == "validation" else task for task, by in rows.items()}
+
+    def to_choose_by(self, model: str) -> dict[str, list[float]]:
+        """The items' scores that a model is chosen by."""
+        found = self.by_task(model)
+        return {name: found[name] for name in self.chosen_on.values() if name in found}
+
+    def judged_on_test(self) -> list[str]:
+        """The checkpoints that were asked the test rows of a task with validation rows, in the order of steps."""
+        kept = [task for task, by in self.chosen_on.items() if by != task]
+        return [model.name for model in self.checkpoints if any(task in self.of[model.name] for task in kept)]
 
     def clusters(self) -> dict[str, Clusters]:
-        """Of the items of each task that the run is trained for; the same for every model."""
-        return {n: clusters_of(s.samples) for n, s in self.of[BASE].items() if s.result.kind == "task"}
+        """Of the items of each task that the run is trained for, on test and on validation rows; the same for every
+        model."""
+        return {n: clusters_of(s.samples) for n, s in self.of[BASE].items() if s.result.kind != "general"}
 
     def pairs(self, task: str, before: str, after: str) -> Pairs:
         """The scores of two models on the items of a task."""
@@ -70,6 +89,10 @@ class Scores:
         models = sorted([*self.models, model], key=lambda m: m.step)  # stable: base stays before few-shot
         return Scores(tuple(models), {**self.of, model.name: scored})
 
+    def with_more(self, model: Model, scored: Mapping[str, Scored]) -> "Scores":
+        """And further scores of a model that is among them."""
+        return Scores(self.models, {**self.of, model.name: {**self.of[model.name], **scored}})
+
     def of_models(self, keep: Callable[[Model], bool]) -> "Scores":
         """Of some of the models."""
         return Scores(tuple(model for model in self.models if keep(model)), self.of)
@@ -99,6 +122,7 @@ class Summary:
     budget: float
     cut_off: Mapping[str, CutOff]  # by task
     drift: Mapping[int, Drift] = field(default_factory=dict)  # by step; empty without evaluation.generic_text
+    everyone: tuple[Candidate, ...] = ()  # the candidates, and those that are gone
 
     @property
     def chosen(self) -> Candidate | None:
@@ -133,14 +157,46 @@ def summarise(
     there = scores.of_models(lambda model: model.name not in removed)
     lost = {m.step: there.forgotten(m.name) for m in there.checkpoints}
     forgotten = {step: of_step for step, of_step in lost.items() if of_step is not None}
-    return Summary(there, few_shot, forgotten, candidates, selection, budget, cut_off)
+    return Summary(there, few_shot, forgotten, candidates, selection, budget, cut_off, everyone=everyone)
 
 
 def _candidates(scores: Scores) -> tuple[Candidate, ...]:
     lost = {model.name: scores.forgotten(model.name) for model in scores.checkpoints}
     clusters = scores.clusters()
     drops = {name: of_model.mean_drop for name, of_model in lost.items() if of_model is not None}
-    return tuple(Candidate(m.step, scores.by_task(m.name), drops.get(m.name), clusters) for m in scores.checkpoints)
+    return tuple(
+        Candidate(m.step, scores.to_choose_by(m.name), drops.get(m.name), clusters) for m in scores.checkpoints
+    )
+
+
+def how_chosen(summary: Summary) -> str | None:
+    """What the way of choosing means for the score of the chosen checkpoint; None where there was no choice."""
+    scores, count = summary.scores, sum(bool(c.tasks) for c in summary.candidates)
+    on = scores.chosen_on
+    same = [task for task, by in on.items() if by == task]
+    apart = [task for task in on if task not in same]
+    told = []
+    if same and count > 1 and summary.selection.step is not None:
+        told.append(
+            f"the best of {count} checkpoints was chosen on the same rows of {', '.join(same)} that it is judged by, "
+            "so its score there is optimistic; validation rows (evaluation.tasks[].validation) keep the two apart"
+        )
+    asked = [str(model.step) for model in scores.checkpoints if model.name in scores.judged_on_test()]
+    if apart and asked:
+        only = f"step {asked[0]} only" if len(asked) == 1 else f"steps {', '.join(asked)}, which were chosen in turn"
+        base = "base, few-shot" if FEW_SHOT in scores.of else "base"
+        told.append(f"chosen on validation rows; the test rows of {', '.join(apart)} were asked of {base} and {only}")
+    return "; ".join(told) or None
+
+
+def tried(summary: Summary) -> list[str]:
+    """For each task, which numbers of examples were tried, and what they scored."""
+    return [
+        f"{task}: {len(f.examples)} examples in the few-shot prompt, chosen on {f.tried[0].n} validation rows among "
+        + ", ".join(f"{each.k} ({each.score:.3f} ± {each.stderr:.3f})" for each in f.tried)
+        for task, f in summary.few_shot.items()
+        if f.tried
+    ]
 
 
 def as_json(summary: Summary) -> dict[str, Any]:
@@ -152,6 +208,9 @@ def as_json(summary: Summary) -> dict[str, Any]:
             "best_step": summary.selection.step,
             "reason": summary.selection.reason,
             "forgetting_budget": summary.budget,
+            "chosen_on": summary.scores.chosen_on,
+            "judged_on_test": summary.scores.judged_on_test(),
+            "how_chosen": how_chosen(summary),
             "candidates": [
                 {
                     "step": c.step,
@@ -170,6 +229,7 @@ def as_json(summary: Summary) -> dict[str, Any]:
                 "used": len(f.examples),
                 "ids": [e.id for e in f.examples],
                 "reason": f.reason,
+                "tried": [asdict(each) for each in f.tried],
             }
             for task, f in summary.few_shot.items()
         },
@@ -183,11 +243,16 @@ def _of_drift(drift: Drift) -> dict[str, Any]:
 
 
 def compared(scores: Scores, model: str, rival: str) -> dict[str, Compared]:
-    """The model minus its rival, by task, on the same items; {} for a rival that was not asked."""
-    tasks = [task for task in scores.by_task(model) if task in scores.of.get(rival, {})]
-    differences = [difference([scores.pairs(task, rival, model)]) for task in tasks]
-    adjusted = holm([found.p for found in differences])
-    return {task: Compared(found, p) for task, found, p in zip(tasks, differences, adjusted, strict=True)}
+    """The model minus its rival, by task, on the same items; {} for a rival that was not asked. Each p is adjusted for
+    those on the same kind of rows, test or validation."""
+    found: dict[str, Compared] = {}
+    asked = [task for task in scores.by_task(model) if task in scores.of.get(rival, {})]
+    for kind in ("task", "validation"):
+        tasks = [task for task in asked if scores.of[model][task].result.kind == kind]
+        differences = [difference([scores.pairs(task, rival, model)]) for task in tasks]
+        adjusted = holm([of_task.p for of_task in differences])
+        found |= {task: Compared(d, p) for task, d, p in zip(tasks, differences, adjusted, strict=True)}
+    return found
 
 
 def _paired(scores: Scores, model: str) -> dict[str, dict[str, Any]]:

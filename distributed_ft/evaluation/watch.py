@@ -1,7 +1,8 @@
 """Evaluation beside a training: each checkpoint is scored as it is published, until the run is finished.
 
 It needs nothing of the trainer and takes nothing from it: it reads the run directory, holds a lock of its own, and
-writes under `evaluation/`, `BEST` and event files of its own. How far the training is, `progress.json` says; whether it
+writes under `evaluation/`, `BEST` and event files of its own. Where it is asked to (`evaluation.early_stop`) it also
+says there whether more training helps. How far the training is, `progress.json` says; whether it
 will go on when it has stopped, only a batch system knows (`--train-job`). Without one it waits, until it is told to
 end. What can evaluate takes seconds to import, so that is done when what is published is claimed already.
 """
@@ -14,8 +15,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from distributed_ft.artifacts import Checkpoint, RunDirectory, read_json
+from distributed_ft.artifacts import Checkpoint, RunDirectory, read_json, write_json
 from distributed_ft.config.load import load_resolved
+from distributed_ft.config.schema import EvaluationConfig, RunConfig
 from distributed_ft.errors import CheckpointError, EvaluationError
 from distributed_ft.evaluation.claims import POLL_SECONDS, Claims, claiming, release
 from distributed_ft.jobs import is_live
@@ -23,7 +25,7 @@ from distributed_ft.records import Progress
 
 if TYPE_CHECKING:
     from distributed_ft.evaluation.driver import Evaluation
-    from distributed_ft.evaluation.summary import Scores
+    from distributed_ft.evaluation.summary import Scores, Summary
 
 SAY_SECONDS = 60.0  # between two lines that say what is waited for
 ASK_SECONDS = 15.0  # between two questions to Slurm, which answers everybody
@@ -53,13 +55,13 @@ def watch(run_dir: Path, job: str | None = None) -> None:
 
         quiet_libraries()
         evaluation = Evaluation(run, config, build_tasks(config.evaluation))
-        failed = _follow(evaluation, claims, trainer, run, config.optim.max_steps)
+        failed = _follow(evaluation, claims, trainer, run, config)
     if failed:
         raise EvaluationError("\n".join(failed))
 
 
 def _follow(
-    evaluation: "Evaluation", claims: Claims, trainer: "_Trainer", run: RunDirectory, max_steps: int | None
+    evaluation: "Evaluation", claims: Claims, trainer: "_Trainer", run: RunDirectory, config: RunConfig
 ) -> list[str]:
     """Score until there is nothing to wait for; what could not be scored, in words."""
     from distributed_ft.evaluation.driver import print_summary
@@ -73,7 +75,7 @@ def _follow(
             release(claim)
     summary = None
     while True:
-        where = trainer.where(max_steps)  # first: what it published before is then among the claims
+        where = trainer.where(config.optim.max_steps)  # first: what it published before is then among the claims
         best = run.pointer("BEST")
         waiting = sorted(claims.waiting(), key=lambda c: (best is None or c.name != best.name, c.step))
         if waiting:  # what BEST names is first: it must not lose its name because its turn has not come
@@ -83,10 +85,11 @@ def _follow(
         lost = best is None or not best.published  # by a trainer that had looked just before BEST named it
         if waiting or summary is None or (lost and summary.selection.step is not None):
             summary = evaluation.conclude(scores)
+            _tell_trainer(run, config.evaluation, summary)
             step = summary.selection.step
             print(f"BEST: {'none' if step is None else f'step {step}'}", file=sys.stderr, flush=True)
         elif where.over:
-            print_summary(summary)
+            print_summary(evaluation.finish(scores))
             if not where.finished:
                 print(f"{where.says}; all that it left is scored", file=sys.stderr)
             return failed
@@ -107,6 +110,23 @@ def _scored(evaluation: "Evaluation", scores: "Scores", claim: Checkpoint) -> tu
         problem = f"{error}; not scored, the others are"
     print(problem, file=sys.stderr, flush=True)
     return scores, problem
+
+
+def _tell_trainer(run: RunDirectory, settings: EvaluationConfig, summary: "Summary") -> None:
+    """Whether more steps help, where it shall be told. A score of a step beyond LATEST is of an earlier training here,
+    as is a verdict that nobody asked for."""
+    from distributed_ft.evaluation.select import stop_verdict
+
+    early, latest = settings.early_stop, run.pointer("LATEST")
+    if early is None:
+        run.stop_verdict.unlink(missing_ok=True)
+        return
+    candidates = [c for c in summary.everyone if latest is not None and c.step <= latest.step]
+    verdict = stop_verdict(candidates, settings.select.forgetting_budget, early.patience, early.min_delta)
+    if verdict is not None:
+        write_json(run.stop_verdict, verdict.model_dump(by_alias=True))
+        if verdict.stop:
+            print(f"more training does not help: {verdict.reason}", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The training loop."""
 
 import math
+import shlex
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -17,7 +18,8 @@ from distributed_ft.train.schedule import learning_rate
 
 
 def fit(run: Run) -> None:
-    """Train from `run.state.step` to `run.total_steps`, with checkpoints and validation losses on the way.
+    """Train from `run.state.step` to `run.total_steps`, with checkpoints and validation losses on the way; or until the
+    eval driver says that more steps do not help (`evaluation.early_stop`).
 
     Raises:
         Stopped: asked to stop; there is a checkpoint of the last finished step.
@@ -29,15 +31,20 @@ def fit(run: Run) -> None:
     run.where.begin(run.state.step, run.total_steps)
     if run.state.validation_owed:
         _validate(run)
+    early = None
     for step in range(run.state.step, run.total_steps):
         with clock("data"):
             batch = _batch(run, step)
             supervised, size = sum(m.num_supervised for m in batch), sum(m.num_tokens for m in batch)
-        tokens, input_tokens, stop, written = world.sum(supervised, size, run.stop.requested, run.checkpoint_written)
+        early = run.enough
+        flags = (run.stop.requested, early is not None, run.checkpoint_written)
+        tokens, input_tokens, stop, enough, written = world.sum(supervised, size, *flags)
         if written == world.size:  # so that all ranks learn of it, and of a failure, at the same step
             _finish_checkpoint(run)
         if stop:
             _stop(run)
+        if enough:
+            break
         loss = torch.zeros((), device=world.device)
         for i, micro in enumerate(batch):
             run.where.alive()
@@ -55,8 +62,21 @@ def fit(run: Run) -> None:
         _record(run, mean_loss, lr, info, int(tokens), int(input_tokens))
         _stop_if_diverged(run, mean_loss, info)
         _validate_and_save(run)
+    _finish(run, early)
+
+
+def _finish(run: Run, early: str | None) -> None:
+    """What was asked for is done, or all ranks agreed that it is enough: `early` (on rank 0) says why."""
+    if run.state.step > run.last_saved:  # of a run that ends early
+        save(run)
     _finish_checkpoint(run)
-    run.where.enter("finished")
+    run.where.enter("finished", early)
+    if early is not None and run.metrics is not None:
+        path = shlex.quote(str(run.directory.path))
+        run.metrics.say(
+            f"ended early, after step {run.state.step} of {run.total_steps}: {early}. To train on all the same: "
+            f"dft eval {path} evaluation.early_stop=null, then dft train {path}"
+        )
 
 
 def _batch(run: Run, step: int) -> Sequence[MicroBatch]:

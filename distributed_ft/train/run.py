@@ -27,6 +27,7 @@ from distributed_ft.parallel.world import World
 from distributed_ft.train import checkpoint, environment, flops, preflight
 from distributed_ft.train.checkpoint import Saving, TrainState
 from distributed_ft.train.clock import StepClock
+from distributed_ft.train.early_stop import EarlyStop
 from distributed_ft.train.metrics import Metrics
 from distributed_ft.train.optim import make_optimizer
 from distributed_ft.train.signals import StopRequest
@@ -54,6 +55,7 @@ class Run:
     clock: StepClock = field(default_factory=StepClock)
     last_saved: int = 0  # step of the newest checkpoint, counting one that is on its way
     saving: Saving | None = None  # the checkpoint that is on its way
+    early_stop: EarlyStop | None = None  # on rank 0, of a run that heeds it
 
     def __post_init__(self) -> None:
         self.last_saved = self.state.step
@@ -62,6 +64,11 @@ class Run:
     def checkpoint_written(self) -> bool:
         """Whether there is a checkpoint on its way that is done with, on this rank."""
         return self.saving is not None and self.saving.done
+
+    @property
+    def enough(self) -> str | None:
+        """Why more steps do not help, as the eval driver says; None on all ranks but 0."""
+        return None if self.early_stop is None else self.early_stop.reason(self.state.step)
 
 
 def open_run(
@@ -115,6 +122,7 @@ def open_run(
     environment.record(directory, config, world, *num_parameters(token_loss))
     if world.is_main:
         run.metrics = _open_metrics(run)
+        run.early_stop = EarlyStop(directory) if config.evaluation.early_stop is not None else None
     return run
 
 

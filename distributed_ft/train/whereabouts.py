@@ -20,6 +20,7 @@ class Whereabouts:
     def __init__(self, run: RunDirectory, world: World) -> None:
         self._run, self._world, self._pulse = run, world, Pulse(world.rank)
         self._phase: Phase = "loading"
+        self._reason: str | None = None
         self._step = 0
         self._total_steps: int | None = None
         self._loss: float | None = None
@@ -34,9 +35,9 @@ class Whereabouts:
         self._step, self._total_steps, self._start = step, total_steps, (step, time.monotonic())
         self.enter("training")
 
-    def enter(self, phase: Phase) -> None:
-        """Another phase begins; `progress.json` says so at once."""
-        self._phase = phase
+    def enter(self, phase: Phase, reason: str | None = None) -> None:
+        """Another phase begins; `progress.json` says so at once. `reason`: why it is finished before its last step."""
+        self._phase, self._reason = phase, reason
         self.alive()
         if self._world.is_main:
             self._write()
@@ -71,6 +72,7 @@ class Whereabouts:
             eta_seconds=self._eta_seconds,
             world_size=self._world.size,
             job=job_number(),
+            reason=self._reason,
             updated=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         with contextlib.suppress(OSError):  # what is only told must not end the training (a full disk)

@@ -35,6 +35,27 @@ def settings(config: dict[str, Any]) -> Facts:
     return [(label, str(value)) for label, value in facts if value not in (None, "")]
 
 
+def prompts(evidence: Evidence) -> list[str]:
+    """For each task whose number of examples was chosen: which were tried, and what they scored."""
+    return [
+        f"{prompt.task}: {prompt.used} in the few-shot prompt, chosen on {number(prompt.n)} validation rows among "
+        + ", ".join(f"{k} ({100 * score:.1f}%)" for k, score in prompt.tried)
+        for prompt in evidence.prompts
+    ]
+
+
+def about_checkpoints(evidence: Evidence) -> list[str]:
+    """By which rows they are told apart, where that is not as everywhere else; why there are no more of them."""
+    told = []
+    if evidence.choosing is not None:
+        items = evidence.choosing.base or evidence.choosing.tuned
+        which = evidence.choosing.name + (f", {number(items.n)} items" if items else "")
+        told.append(f"Task scores here are on validation rows ({which}), by which the best is chosen")
+    if evidence.ended_early is not None:
+        told.append(f"The training ended early: {evidence.ended_early}")
+    return told
+
+
 def data(evidence: Evidence) -> Facts:
     """Files and counts from `data/report.json` and the settings."""
     stored = evidence.data

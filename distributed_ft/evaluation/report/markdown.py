@@ -95,7 +95,8 @@ def _three_ways(evidence: Evidence) -> str:
     if not rows:
         return ""
     header = ("Task", "Model", "Score", "95% interval", "Tuned minus this", "95%, paired", "p", "Items")
-    return "## Base, few-shot prompt, tuned\n\n" + table(header, rows, left=2) + _undecided(comparisons)
+    told = "".join(f"\n\nExamples of {_inline(line)}." for line in facts.prompts(evidence))
+    return "## Base, few-shot prompt, tuned\n\n" + table(header, rows, left=2) + told + _undecided(comparisons)
 
 
 def _undecided(comparisons: Sequence[TaskComparison]) -> str:
@@ -158,7 +159,8 @@ def _by_checkpoint(evidence: Evidence) -> str:
     )
     rows = [_checkpoint_row(row, evidence) for row in evidence.checkpoints]
     why = f"\n\nSelection: {_inline(evidence.selection_reason)}." if evidence.selection_reason else ""
-    return f"## By checkpoint\n\n{table(header, rows)}{why}"
+    told = "".join(f"\n\n{_inline(line)}." for line in facts.about_checkpoints(evidence))
+    return f"## By checkpoint\n\n{table(header, rows)}{told}{why}"
 
 
 def _checkpoint_row(row: CheckpointScores, evidence: Evidence) -> tuple[str, ...]:

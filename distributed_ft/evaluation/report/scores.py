@@ -3,7 +3,6 @@
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import Literal
 
 from pydantic import ValidationError
 
@@ -20,6 +19,7 @@ from distributed_ft.evaluation.report.evidence import (
     TaskComparison,
 )
 from distributed_ft.evaluation.significance import holm
+from distributed_ft.evaluation.task import Kind
 from distributed_ft.records import Drift, Sample, TaskResult
 
 BASE, FEW_SHOT = "base", "few-shot"
@@ -67,7 +67,7 @@ class Scores:
             raise CheckpointError(f"{run.evaluation}: a result.json that is none ({error}); evaluate again") from None
         self._samples: dict[tuple[str, str], list[Sample]] = {}
 
-    def tasks(self, kind: Literal["task", "general"]) -> list[str]:
+    def tasks(self, kind: Kind) -> list[str]:
         return list(dict.fromkeys(r.task for r in self._results.values() if r.kind == kind))
 
     def seconds(self) -> float:

@@ -10,6 +10,7 @@ from support.tiny import make_config
 from distributed_ft.config.schema import RunConfig
 from distributed_ft.data.examples import Example
 from distributed_ft.data.reading import Reading, read
+from distributed_ft.evaluation.tasks import build_tasks
 from launcher.smoke import thinned
 
 
@@ -32,6 +33,23 @@ def test_a_column_mapped_table_with_bad_rows_is_thinned_as_it_is_trained_on(tmp_
     rows = rows_of(thinned(config, tmp_path / "smoke"))
     assert [(r.prompt, r.answer) for r in rows] == [(f"q{i}", f"a{i}") for i in range(0, 100, 10)]
     assert rows[0].columns == {"region": "south"}
+
+
+@pytest.mark.parametrize("validation", [0.05, "by.jsonl"])
+def test_validation_rows_of_a_task_are_thinned_and_there_are_still_some(
+    tmp_path: Path, validation: float | str
+) -> None:
+    for name in ("rows", "test", "by"):
+        rows = [{"prompt": f"{name} {i}", "completion": "a"} for i in range(100)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    by = str(tmp_path / validation) if isinstance(validation, str) else validation
+    task = {"name": "t", "path": str(tmp_path / "test.jsonl"), "validation": by}
+    source = [{"path": str(tmp_path / "rows.jsonl")}]
+    config = make_config(
+        tmp_path, tmp_path, tmp_path, data={"train": source}, evaluation={"tasks": [task], "general": []}
+    )
+    test, validated = build_tasks(thinned(config, tmp_path / "smoke").evaluation)
+    assert (len(test.examples()), len(validated.examples())) == ((10, 10) if isinstance(by, str) else (5, 5))
 
 
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
