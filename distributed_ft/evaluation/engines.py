@@ -197,8 +197,9 @@ class TransformersEngine:
         """Of its prompt and the longest answer to it."""
         if isinstance(request, Read):
             return self._length(request)
-        behind = request.max_new_tokens if isinstance(request, Generate) else self._longest(request)
-        return len(self.prompt(request.messages, request.tools)) + behind
+        if isinstance(request, Choose):
+            return max(len(pair.prompt) + len(pair.answer) for pair in self._continuations(request))
+        return len(self.prompt(request.messages, request.tools)) + request.max_new_tokens
 
     def batches(self, requests: Sequence[Request]) -> list[list[int]]:
         """See `Engine`."""
@@ -222,8 +223,11 @@ class TransformersEngine:
         """Tokens to read before anything is answered. Raises EvaluationError when there is no room for an answer."""
         if isinstance(request, Read):
             return len(self.tokenizer.encode(request.text, add_special_tokens=False))
-        prompt = len(self.prompt(request.messages, request.tools))
-        behind = self._longest(request) if isinstance(request, Choose) else 1
+        if isinstance(request, Choose):
+            longest = max(self._continuations(request), key=lambda pair: len(pair.prompt) + len(pair.answer))
+            prompt, behind = len(longest.prompt), len(longest.answer)
+        else:
+            prompt, behind = len(self.prompt(request.messages, request.tools)), 1
         if self._room is not None and prompt + behind > self._room:
             raise EvaluationError(
                 f"item {request.id!r}: its prompt has {prompt} tokens, the model takes {self._room} with "
@@ -329,18 +333,23 @@ class TransformersEngine:
 
     def _continuations(self, request: Choose | Read) -> list[Continuation]:
         if isinstance(request, Read):
-            start = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else min(self._stop.tolist())
             ids = self.tokenizer.encode(request.text, add_special_tokens=False)
-            return windows(ids, start, self._room or max(1, len(ids)))
-        prompt = self.prompt(request.messages, request.tools)
-        text = request.messages[0].content if request.messages[0].role == TEXT else None
+            return windows(ids, self._start, self._room or max(1, len(ids)))
         try:
-            return [continuation(self.tokenizer, prompt, text, choice) for choice in request.choices]
+            if request.contexts is not None:
+                pairs = zip(request.contexts, request.choices, strict=True)
+                return [continuation(self.tokenizer, None, text, choice, self._start) for text, choice in pairs]
+            prompt = self.prompt(request.messages, request.tools)
+            text = request.messages[0].content if request.messages[0].role == TEXT else None
+            return [continuation(self.tokenizer, prompt, text, choice, self._start) for choice in request.choices]
         except ValueError as error:
             raise EvaluationError(f"item {request.id!r}: {error}") from None
 
-    def _longest(self, request: Choose) -> int:
-        return max(len(pair.answer) for pair in self._continuations(request))
+    @property
+    def _start(self) -> int:
+        """The token that stands before a text that has nothing before it."""
+        bos = self.tokenizer.bos_token_id
+        return int(self.tokenizer.eos_token_id if bos is None else bos)
 
     def _likelihoods(self, requests: Sequence[Request]) -> list[Response]:
         """Of one batch."""

@@ -13,18 +13,24 @@ class Continuation:
     answer: list[int]
 
 
-def continuation(tokenizer: Any, prompt: list[int], text: str | None, choice: str) -> Continuation:
-    """A choice behind a prompt, or behind the plain `text` that the prompt is the tokens of.
+def continuation(tokenizer: Any, prompt: list[int] | None, text: str | None, choice: str, start: int) -> Continuation:
+    """A choice behind a prompt, or behind a plain `text`.
 
     Behind a text, both are tokenised together, for a tokenizer may join a space with the word behind it; white space at
     the text's end is the choice's, as lm-evaluation-harness has it. Raises ValueError for a choice of no tokens.
+
+    Args:
+        prompt: tokens of the messages before it, where it is no plain text.
+        start: the token that stands before a choice that has nothing before it.
     """
     if text is None:
-        answer: list[int] = tokenizer.encode(choice, add_special_tokens=False)
-        return Continuation(prompt, _some(answer, choice))
+        assert prompt is not None
+        return Continuation(prompt, _some(tokenizer.encode(choice, add_special_tokens=False), choice))
+    if not text:
+        return Continuation([start], _some(tokenizer.encode(choice, add_special_tokens=False), choice))
     stripped = text.rstrip()
-    context: list[int] = tokenizer.encode(stripped) if stripped != text else prompt
-    whole: list[int] = tokenizer.encode(stripped + text[len(stripped) :] + choice)
+    context: list[int] = tokenizer.encode(stripped)
+    whole: list[int] = tokenizer.encode(text + choice)
     return Continuation(whole[: len(context)], _some(whole[len(context) :], choice))
 
 

@@ -65,7 +65,7 @@ def test_a_plain_text_goes_on_without_a_template(
 
 
 def test_white_space_before_a_choice_is_the_choices(tokenizer: PreTrainedTokenizerFast) -> None:
-    joined = continuation(tokenizer, tokenizer.encode("user "), "user ", "name")
+    joined = continuation(tokenizer, None, "user ", "name", 0)
     assert joined == Continuation(tokenizer.encode("user"), tokenizer.encode(" name"))
 
 
