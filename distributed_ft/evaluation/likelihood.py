@@ -13,25 +13,22 @@ class Continuation:
     answer: list[int]
 
 
-def continuation(tokenizer: Any, prompt: list[int] | None, text: str | None, choice: str, start: int) -> Continuation:
-    """A choice behind a prompt, or behind a plain `text`.
+def continuation(tokenizer: Any, prompt: list[int], choice: str) -> Continuation:
+    """A choice behind messages, whose tokens are `prompt`. Raises ValueError for a choice of no tokens."""
+    return Continuation(prompt, _some(tokenizer.encode(choice, add_special_tokens=False), choice))
 
-    Behind a text, both are tokenised together, for a tokenizer may join a space with the word behind it; white space at
-    the text's end is the choice's, as lm-evaluation-harness has it. Raises ValueError for a choice of no tokens.
 
-    Args:
-        prompt: tokens of the messages before it, where it is no plain text.
-        start: the token that stands before a choice that has nothing before it.
+def continuation_of_text(tokenizer: Any, text: str, choice: str, start: int) -> Continuation:
+    """A choice behind a plain text; `start` stands before a choice that has nothing before it.
+
+    Both are tokenised together, for a tokenizer may join a space with the word behind it; white space at the text's end
+    is the choice's, as lm-evaluation-harness has it. Raises ValueError for a choice of no tokens.
     """
-    if text is None:
-        assert prompt is not None
-        return Continuation(prompt, _some(tokenizer.encode(choice, add_special_tokens=False), choice))
     if not text:
-        return Continuation([start], _some(tokenizer.encode(choice, add_special_tokens=False), choice))
-    stripped = text.rstrip()
-    context: list[int] = tokenizer.encode(stripped)
+        return continuation(tokenizer, [start], choice)
+    context: list[int] = tokenizer.encode(text.rstrip())
     whole: list[int] = tokenizer.encode(text + choice)
-    return Continuation(whole[: len(context)], _some(whole[len(context) :], choice))
+    return Continuation(whole[: len(context)] or [start], _some(whole[len(context) :], choice))
 
 
 def windows(ids: Sequence[int], start: int, most: int) -> list[Continuation]:

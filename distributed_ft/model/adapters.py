@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 from distributed_ft.errors import CheckpointError, ConfigError, brief, some
 from distributed_ft.model.methods import bottleneck
 from distributed_ft.model.quantized import keep_layout
+from distributed_ft.model.strength import rescale
 
 
 class Adapters:
@@ -90,11 +91,15 @@ class Adapters:
             tuner.enable_adapter_layers() if name is not None else tuner.disable_adapter_layers()
 
 
-def put_on(model: PreTrainedModel | PeftModelForCausalLM, name: str, path: Path, base: str) -> PeftModelForCausalLM:
+def put_on(
+    model: PreTrainedModel | PeftModelForCausalLM, name: str, path: Path, base: str, strength: float = 1.0
+) -> PeftModelForCausalLM:
     """The adapter of `path` on a base, or beside the adapters that are on it already, frozen and in eval mode.
 
-    Raises CheckpointError when it does not fit `base`, whatever the difference, or is of another kind than those that
-    are on it; the model is then as it was.
+    `strength`: what its difference to the base is multiplied with (see `distributed_ft.model.strength`).
+
+    Raises CheckpointError when it does not fit `base`, whatever the difference, is of another kind than those that are
+    on it, or cannot be scaled; the model is then as it was.
     """
     if not (path / "adapter_config.json").is_file():
         ours = f" (bottleneck adapters are no PEFT: {bottleneck.load.__module__}.load puts them on)"
@@ -104,6 +109,8 @@ def put_on(model: PreTrainedModel | PeftModelForCausalLM, name: str, path: Path,
     adapted: Any = model if beside else None
     try:
         config = _config(path)
+        if strength != 1:
+            rescale(config, strength, path)
         if beside:
             if config.peft_type != adapted.peft_type:
                 raise CheckpointError(
