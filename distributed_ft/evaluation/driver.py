@@ -15,7 +15,7 @@ from distributed_ft.config.schema import RunConfig
 from distributed_ft.data.examples import Example
 from distributed_ft.errors import CheckpointError, ConfigError, EvaluationError
 from distributed_ft.evaluation.claims import claimed, release
-from distributed_ft.evaluation.engines import TransformersEngine, engine_of
+from distributed_ft.evaluation.engines import Engine, opened
 from distributed_ft.evaluation.few_shot import FewShot, choose, fitted, rows_to_show
 from distributed_ft.evaluation.scalars import log
 from distributed_ft.evaluation.scoring import Model, Scored, score, stored, task_digest
@@ -24,26 +24,28 @@ from distributed_ft.evaluation.task import CutOff, Generate, Task, reference
 from distributed_ft.evaluation.tasks import build_tasks
 
 
-def evaluate(run_dir: Path, checkpoints: str = "all") -> None:
+def evaluate(run_dir: Path, checkpoints: str = "all", num_processes: int = 1) -> None:
     """Score a run, choose BEST, and print the comparison.
 
     Args:
         run_dir: a run directory.
         checkpoints: `all`, `latest`, or steps such as `500,1000`. Others that were scored before still take part in
             the choice of BEST.
+        num_processes: that answer, each with a model of its own; they decide nothing but how long it takes.
 
     Raises:
         ConfigError, DataError: a task, its file or the base model cannot be used.
         CheckpointError: no such run or checkpoint, or all checkpoints are damaged.
         EvaluationError: a score cannot be computed. Of a checkpoint: at the end, when the others are scored.
+        EngineError: a process that answers has died.
     """
     run = RunDirectory(run_dir)
     config = load_resolved(run.config)
     tasks = build_tasks(config.evaluation)
     wanted = checkpoints_named(run, checkpoints)
-    with run.evaluation_lock():
+    with run.evaluation_lock(), opened(config, num_processes) as engine:
         left = claimed(run) if checkpoints == "all" else []
-        evaluation = Evaluation(run, config, tasks)
+        evaluation = Evaluation(run, config, tasks, engine)
         scores, failed = _all_scores(run, evaluation, [*_removed(left, wanted), *wanted])
         print_summary(evaluation.conclude(scores))
         for claim in left:
@@ -126,7 +128,7 @@ def _removed(claims: Sequence[Checkpoint], wanted: Sequence[Checkpoint]) -> list
     return [claim for claim in claims if claim.step not in steps and claim.verify("model/") is None]
 
 
-def _cut_off(tasks: Sequence[Task], engine: TransformersEngine) -> dict[str, CutOff]:
+def _cut_off(tasks: Sequence[Task], engine: Engine) -> dict[str, CutOff]:
     """Tasks in which even a perfect answer would be cut off, and scored 0."""
     found = {}
     for task in tasks:
@@ -142,7 +144,7 @@ def _cut_off(tasks: Sequence[Task], engine: TransformersEngine) -> dict[str, Cut
     return found
 
 
-def _few_shot(config: RunConfig, tasks: Sequence[Task], engine: TransformersEngine) -> dict[str, FewShot]:
+def _few_shot(config: RunConfig, tasks: Sequence[Task], engine: Engine) -> dict[str, FewShot]:
     """The examples for each task that the run is trained for; none for the general suite."""
     trained_for = [task for task in tasks if task.kind == "task"]
     k = config.evaluation.few_shot
@@ -164,10 +166,9 @@ class Evaluation:
     """Scores of a run's models on its tasks, and what follows from them; the engine changes weights only when something
     is left to ask. For the holder of the evaluation lock."""
 
-    def __init__(self, run: RunDirectory, config: RunConfig, tasks: Sequence[Task]) -> None:
-        """Raises ConfigError, DataError: the base model or the examples to show cannot be used."""
-        self._run, self._config, self._tasks = run, config, tasks
-        self._engine = engine_of(config, config.evaluation.batch_size)
+    def __init__(self, run: RunDirectory, config: RunConfig, tasks: Sequence[Task], engine: Engine) -> None:
+        """Raises DataError: the examples to show cannot be used."""
+        self._run, self._config, self._tasks, self._engine = run, config, tasks, engine
         self._cut_off = _cut_off(tasks, self._engine)
         self._few_shot = _few_shot(config, tasks, self._engine)
         self._base = self._engine.digest

@@ -143,6 +143,12 @@ def num_virtual_tokens(adapted: PeftModelForCausalLM) -> int:
     return int(config.num_virtual_tokens) if config.is_prompt_learning else 0
 
 
+def virtual_tokens_in(path: Path) -> int:
+    """The same of the adapter in a directory, if one is there."""
+    config = PeftConfig.from_pretrained(str(path)) if (path / "adapter_config.json").is_file() else None
+    return int(config.num_virtual_tokens) if config is not None and config.is_prompt_learning else 0
+
+
 def take_off(adapted: PeftModelForCausalLM) -> None:
     """Take all adapters off the base. (PEFT leaves trained copies of whole modules in it: `modules_to_save`.)"""
     if not adapted.active_peft_config.is_prompt_learning:

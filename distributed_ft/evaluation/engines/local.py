@@ -39,17 +39,18 @@ class TransformersEngine:
 
         Raises ConfigError when base or tokenizer cannot be read.
         """
+        self.arguments = {"base": base, "dtype": dtype, "batch_size": batch_size, "bits": bits}  # for one like it
         self.base = base_directory(base)
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._dtype, self._bits = dtype, bits
-        self._prompts = Prompts(self.base, batch_size)
+        self.prompts = Prompts(self.base, batch_size)
         self._weights = Weights(self.base, dtype, bits, self.device)
 
     def use(self, weights: Path | None, strength: float = 1.0) -> None:
         """See `Engine`. Raises CheckpointError when the weights do not fit the base, whatever the difference."""
-        self._prompts.num_virtual = 0
+        self.prompts.num_virtual = 0
         self._weights.use(weights, strength)
-        self._prompts.num_virtual = self._weights.num_virtual
+        self.prompts.num_virtual = self._weights.num_virtual
 
     @property
     def digest(self) -> str:
@@ -66,18 +67,18 @@ class TransformersEngine:
             "decoding": "greedy",
             "version": 2,
             "dtype": self._dtype,
-            "batch_size": self._prompts.batch_size,
+            "batch_size": self.prompts.batch_size,
             "template": template,
         }
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        return self._prompts.tokenizer
+        return self.prompts.tokenizer
 
     @property
     def context(self) -> int | None:
         """See `Engine`."""
-        return self._prompts.context
+        return self.prompts.context
 
     @property
     def _loaded(self) -> PreTrainedModel:
@@ -85,19 +86,19 @@ class TransformersEngine:
 
     def prompt(self, messages: tuple[Message, ...], tools: str = "") -> list[int]:
         """Token ids of the messages with the assistant's turn opened; of a plain text, as the tokenizer writes it."""
-        return self._prompts.of(messages, tools)
+        return self.prompts.of(messages, tools)
 
     def tokens(self, request: Request) -> int:
         """See `Engine`."""
-        return self._prompts.tokens(request)
+        return self.prompts.tokens(request)
 
     def answer_tokens(self, answer: str) -> int:
         """See `Engine`."""
-        return self._prompts.answer_tokens(answer)
+        return self.prompts.answer_tokens(answer)
 
     def batches(self, requests: Sequence[Request]) -> list[list[int]]:
         """See `Engine`."""
-        return self._prompts.batches(requests)
+        return self.prompts.batches(requests)
 
     def answers(self, batches: Sequence[Sequence[Request]]) -> Iterator[tuple[int, list[Response]]]:
         """See `Engine`; in the order of the batches."""
@@ -121,11 +122,11 @@ class TransformersEngine:
         others = [request for request in batch if not isinstance(request, Generate)]
         try:
             if texts:
-                return generate(self._weights, self._prompts, texts)
-            return judge(self._weights, self._prompts, others)
+                return generate(self._weights, self.prompts, texts)
+            return judge(self._weights, self.prompts, others)
         except torch.OutOfMemoryError:
             raise EngineError(
-                f"the memory of {self.device} is too small for {self._prompts.batch_size} rows at once (item "
+                f"the memory of {self.device} is too small for {self.prompts.batch_size} rows at once (item "
                 f"{batch[0].id!r} and what shares its batch); lower evaluation.batch_size"
             ) from None
 

@@ -157,7 +157,7 @@ def test_a_prompt_is_read_once_for_all_choices(base: Path) -> None:
     hook.remove()
     prompts = [engine.prompt(request.messages) for request in requests[::2]]
     shared = next(i for i, column in enumerate(zip(*prompts, strict=False)) if len(set(column)) > 1)
-    longest = max(len(engine._prompts.continuations(r)[2].answer) for r in requests[1::2]) - 1
+    longest = max(len(engine.prompts.continuations(r)[2].answer) for r in requests[1::2]) - 1
     # the common beginning, what follows in each of three prompts, and the choices of more than a token
     assert read == [shared, 3 * (max(map(len, prompts)) - shared), 3 * 4 * longest]
 
