@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from distributed_ft.errors import EvaluationError
 from distributed_ft.evaluation.engines.prompts import Prompts
 from distributed_ft.evaluation.engines.weights import Weights
 from distributed_ft.evaluation.task import Generate, Response
 
+_ROUND = 16  # tokens
 _NO_TEXT = 8  # tokens of an answer's tail that may stand for no byte of it (special ones, half a character)
 
 
@@ -70,12 +71,10 @@ def generate(weights: Weights, prompts: Prompts, requests: Sequence[Generate]) -
 def _decode(weights: Weights, prompts: Prompts, rows: Sequence[_Row]) -> None:
     """The most likely next token (or one drawn, where there is noise), again and again, until every row is done."""
     device = weights.device
-    cache = weights.virtual_tokens()
-    shared = read_shared(weights, prompts, cache, [row.prompt for row in rows])
-    read = weights.num_virtual + shared
-    if read:
-        cache.batch_repeat_interleave(len(rows))
-    rest = [row.prompt[shared:] for row in rows]
+    shared = shared_prefix(prompts, [row.prompt for row in rows])
+    cache = weights.read(shared, len(rows))
+    read = weights.num_virtual + len(shared)
+    rest = [row.prompt[len(shared) :] for row in rows]
     width = max(map(len, rest))
     padded = min(map(len, rest)) < width  # without padding, the kernels do without a mask
     tokens = torch.tensor([[0] * (width - len(r)) + r for r in rest], device=device)
@@ -110,17 +109,17 @@ def _decode(weights: Weights, prompts: Prompts, rows: Sequence[_Row]) -> None:
             tokens, mask, positions = tokens[places], mask[places], positions[places]
 
 
-def read_shared(weights: Weights, prompts: Prompts, cache: DynamicCache, rows: Sequence[Sequence[int]]) -> int:
-    """Fill the cache with what all rows begin with (examples, instructions), read once; how many tokens it is.
+def shared_prefix(prompts: Prompts, rows: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """What all rows begin with (examples, instructions), to be read once; () where that would save nothing.
 
-    Padding then stands between prefix and rest, so caches that forget by distance (sliding windows) are left alone.
+    Cut to a round number, so that the batches of a task, which may have a few more tokens in common, have the same.
+    Padding stands between prefix and rest, so caches that forget by distance (sliding windows) are left alone.
     """
+    if len(rows) == 1 or not prompts.sees_all:
+        return ()
     columns = list(zip(*rows, strict=False))[:-1]  # every row keeps a token to start from
     shared = next((i for i, column in enumerate(columns) if len(set(column)) > 1), len(columns))
-    if len(rows) == 1 or shared < 1 or not prompts.sees_all:
-        return 0
-    weights.read(cache, list(rows[0][:shared]))
-    return shared
+    return tuple(rows[0][: shared - shared % _ROUND])
 
 
 def text_of(tokenizer: PreTrainedTokenizerFast, tokens: list[int]) -> str:

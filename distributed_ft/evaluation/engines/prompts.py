@@ -12,7 +12,7 @@ from transformers.cache_utils import DynamicLayer
 from distributed_ft.data.chat import render, render_prompt
 from distributed_ft.data.examples import TEXT, Message
 from distributed_ft.errors import EvaluationError
-from distributed_ft.evaluation.likelihood import Continuation, continuation, continuation_of_text, windows
+from distributed_ft.evaluation.likelihood import Continuation, continuation, continuations_of_texts, windows
 from distributed_ft.evaluation.task import Choose, Generate, Read, Request
 from distributed_ft.model.load import load_tokenizer
 
@@ -62,8 +62,14 @@ class Prompts:
         if contexts is None:
             prompt = self.of(request.messages, request.tools)
             return [continuation(self.tokenizer, prompt, choice) for choice in request.choices]
-        pairs = zip(contexts, request.choices, strict=True)
-        return [continuation_of_text(self.tokenizer, text, choice, self._start) for text, choice in pairs]
+        return continuations_of_texts(self._encoded, contexts, request.choices, self._start)
+
+    def _encoded(self, texts: Sequence[str]) -> list[list[int]]:
+        """As `tokenizer.encode` has them, without the characters of tokens, which are most of the work."""
+        backend = self.tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=True)]
 
     @property
     def _start(self) -> int:
@@ -133,9 +139,7 @@ class Prompts:
 
 def _rows(request: Request) -> int:
     """How many rows of a batch it takes."""
-    return (
-        request.draws if isinstance(request, Generate) else len(request.choices) if isinstance(request, Choose) else 1
-    )
+    return request.draws if isinstance(request, Generate) else 1
 
 
 def _generation_config(base: Path, config: PreTrainedConfig) -> GenerationConfig:

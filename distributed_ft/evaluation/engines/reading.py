@@ -1,33 +1,47 @@
-"""Log-likelihoods, a batch at a time: what several continuations stand behind is read once.
+"""Log-likelihoods, a batch at a time: a prompt is read once for all its choices.
 
-The choices of an item share its prompt, and the prompts of a batch often begin alike. So the common beginning goes into
-the cache once, then each prompt once, then only the choices; the first token of a choice needs no more than its
-prompt's logits. It is the same sum as that of one pass over prompt and choice, by the chain rule.
+The choices of an item stand side by side in one row, behind their prompt: a mask lets each see the prompt and itself,
+and its positions go on from the prompt's. So a row costs the tokens that are in it, and no cache is copied. Where a
+model takes no such mask, or forgets by distance (sliding windows), prompt and choice are a row of their own.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from distributed_ft.errors import EvaluationError
-from distributed_ft.evaluation.engines.decoding import read_shared
+from distributed_ft.evaluation.engines.decoding import shared_prefix
 from distributed_ft.evaluation.engines.prompts import Prompts
 from distributed_ft.evaluation.engines.weights import Weights
 from distributed_ft.evaluation.likelihood import Continuation
 from distributed_ft.evaluation.task import Choose, Read, Response
 
 Judged = tuple[float, bool]  # log-likelihood in nats, and whether each token is the likeliest
-_WORTH = 1.5  # tokens of a plain pass to tokens through the cache, from which on the further passes pay
+_MOST = 2**27  # entries of a mask, or of logits: half a gigabyte
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A prompt and what is judged behind it; each answer begins with the prompt's last logits."""
+
+    prompt: list[int]
+    answers: list[list[int]]
+
+    @property
+    def tail(self) -> int:
+        """Tokens behind the prompt: nothing follows an answer's last one."""
+        return sum(len(answer) - 1 for answer in self.answers)
 
 
 def judge(weights: Weights, prompts: Prompts, requests: Sequence[Choose | Read]) -> list[Response]:
     """The answers of one batch, in the order of the requests."""
     pairs = [prompts.continuations(request) for request in requests]
-    everything = [pair for of_request in pairs for pair in of_request]
-    chunks = [everything[i : i + prompts.batch_size] for i in range(0, len(everything), prompts.batch_size)]
-    judged = iter([found for chunk in chunks for found in _judged(weights, prompts, chunk)])
+    packs = prompts.sees_all and weights.takes_any_mask
+    rows = [row for of_request in pairs for row in _rows(of_request, packs)]
+    judged = iter([found for chunk in _chunks(weights, prompts, rows) for found in _judged(weights, prompts, chunk)])
     answers = []
     for request, of_request in zip(requests, pairs, strict=True):
         found = [next(judged) for _ in of_request]
@@ -41,77 +55,102 @@ def judge(weights: Weights, prompts: Prompts, requests: Sequence[Choose | Read])
     return answers
 
 
+def _rows(pairs: Sequence[Continuation], packs: bool) -> Iterator[_Row]:
+    """In the order of the pairs; neighbours with the same prompt share a row where it may be."""
+    row: _Row | None = None
+    for pair in pairs:
+        if row is not None and packs and row.prompt == pair.prompt:
+            row.answers.append(pair.answer)
+            continue
+        if row is not None:
+            yield row
+        row = _Row(pair.prompt, [pair.answer])
+    if row is not None:
+        yield row
+
+
+def _chunks(weights: Weights, prompts: Prompts, rows: Sequence[_Row]) -> Iterator[list[_Row]]:
+    """At most `batch_size` rows, and as many as the mask and the logits have room for."""
+    vocabulary = weights.model.config.get_text_config().vocab_size
+    chunk: list[_Row] = []
+    for row in rows:
+        tail, width = (max(f(r) for r in [*chunk, row]) for f in (lambda r: r.tail, lambda r: len(r.prompt)))
+        entries = max((tail + width) ** 2, (tail + 1) * vocabulary) * (len(chunk) + 1)
+        if chunk and (len(chunk) == prompts.batch_size or entries > _MOST):
+            yield chunk
+            chunk = []
+        chunk.append(row)
+    if chunk:
+        yield chunk
+
+
 @torch.inference_mode()
-def _judged(weights: Weights, prompts: Prompts, pairs: Sequence[Continuation]) -> list[Judged]:
-    # in caches that forget by distance, padding between prompt and answer would push out what is to be seen
-    return _through_cache(weights, prompts, pairs) if _is_worth(prompts, pairs) else _in_one_pass(weights, pairs)
-
-
-def _is_worth(prompts: Prompts, pairs: Sequence[Continuation]) -> bool:
-    """Whether enough tokens are saved."""
-    different = {tuple(pair.prompt) for pair in pairs}
-    plain = sum(len(pair.prompt) + len(pair.answer) - 1 for pair in pairs)
-    shared = sum(map(len, different)) + sum(len(pair.answer) - 1 for pair in pairs)
-    return prompts.sees_all and plain >= _WORTH * shared
-
-
-def _through_cache(weights: Weights, prompts: Prompts, pairs: Sequence[Continuation]) -> list[Judged]:
+def _judged(weights: Weights, prompts: Prompts, rows: Sequence[_Row]) -> list[Judged]:
+    """Of each answer, row after row."""
     device = weights.device
-    different = list(dict.fromkeys(tuple(pair.prompt) for pair in pairs))
-    place = {prompt: i for i, prompt in enumerate(different)}
-    of = [place[tuple(pair.prompt)] for pair in pairs]
-    cache = weights.virtual_tokens()
-    shared = read_shared(weights, prompts, cache, different)
-    read = weights.num_virtual + shared
-    if read:
-        cache.batch_repeat_interleave(len(different))
-    tokens, shown = _left_padded([prompt[shared:] for prompt in different], device)
-    mask = torch.cat([torch.ones(len(different), read, dtype=torch.long, device=device), shown], dim=-1)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, read:]
-    first = weights.forward(tokens, mask, positions, cache, 1)[:, -1:]
-    longer = [i for i, pair in enumerate(pairs) if len(pair.answer) > 1]
-    behind = {}
-    if longer:
-        tails = [pairs[i].answer[:-1] for i in longer]  # nothing follows the last token
-        width = max(map(len, tails))
-        rows = torch.tensor([of[i] for i in longer], device=device)
-        cache.batch_select_indices(rows)
-        more = torch.tensor([[1] * len(t) + [0] * (width - len(t)) for t in tails], device=device)
-        full = torch.cat([mask[rows], more], dim=-1)
-        at = (full.cumsum(-1) - 1)[:, -width:]  # padding stays at the last one's
-        ids = torch.tensor([t + [0] * (width - len(t)) for t in tails], device=device)
-        behind = dict(zip(longer, weights.forward(ids, full, at, cache, width)[:, -width:], strict=True))
-    found = []
-    for i, pair in enumerate(pairs):
-        logits = first[of[i]] if i not in behind else torch.cat([first[of[i]], behind[i][: len(pair.answer) - 1]])
-        found.append(_sum(logits, pair.answer))
+    shared = shared_prefix(prompts, [row.prompt for row in rows])
+    read = weights.num_virtual + len(shared)
+    cache = weights.read(shared, len(rows)) if read else None
+    width = max(len(row.prompt) for row in rows) - len(shared)
+    tail = max(row.tail for row in rows)
+    laid = [_laid_out(row, len(shared), width, tail, read) for row in rows]
+    tokens, positions, pieces = (torch.tensor(parts, device=device) for parts in zip(*laid, strict=True))
+    mask = _mask(pieces, read, weights.model.dtype) if any(len(r.answers) > 1 for r in rows) else _plain(pieces, read)
+    logits = weights.forward(tokens, mask, positions, cache, tail + 1)[:, -tail - 1 :]
+    log_sums, likeliest = logits.float().logsumexp(-1).double(), logits.argmax(-1)
+    # of each token that is judged: its row, the column of the logits that it is chosen by, and itself
+    places = [(r, c, token) for r, row in enumerate(rows) for c, token in _judged_by(row)]
+    row_of, column, target = torch.tensor(places, device=device).unbind(-1)
+    nats = (logits[row_of, column, target].double() - log_sums[row_of, column]).tolist()
+    hits = (likeliest[row_of, column] == target).tolist()
+    found, begin = [], 0
+    for answer in (answer for row in rows for answer in row.answers):
+        end = begin + len(answer)
+        found.append((math.fsum(nats[begin:end]), all(hits[begin:end])))
+        begin = end
     return found
 
 
-def _in_one_pass(weights: Weights, pairs: Sequence[Continuation]) -> list[Judged]:
-    """Each prompt with its answer, in one row."""
-    cache = weights.virtual_tokens() if weights.num_virtual else None
-    if cache is not None:
-        cache.batch_repeat_interleave(len(pairs))
-    tokens, shown = _left_padded([pair.prompt + pair.answer[:-1] for pair in pairs], weights.device)
-    virtual = torch.ones(len(pairs), weights.num_virtual, dtype=torch.long, device=weights.device)
-    mask = torch.cat([virtual, shown], dim=-1)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, weights.num_virtual :]
-    logits = weights.forward(tokens, mask, positions, cache, max(len(pair.answer) for pair in pairs))
-    return [_sum(row[-len(pair.answer) :], pair.answer) for row, pair in zip(logits, pairs, strict=True)]
+def _laid_out(row: _Row, shared: int, width: int, tail: int, read: int) -> tuple[list[int], list[int], list[int]]:
+    """Token, position, and piece of each column: 0 for the prompt, 1, 2, … for the answers, -1 for padding.
+
+    Prompts end in the same column, and behind them stand the answers, so that the logits wanted are the last ones.
+    """
+    prompt, before = row.prompt[shared:], width - len(row.prompt) + shared
+    tokens, positions, pieces = [0] * before + prompt, [read] * before, [-1] * before + [0] * len(prompt)
+    positions += range(read, read + len(prompt))
+    for piece, answer in enumerate(row.answers, 1):
+        tokens += answer[:-1]
+        positions += range(read + len(prompt), read + len(prompt) + len(answer) - 1)
+        pieces += [piece] * (len(answer) - 1)
+    behind = tail - row.tail
+    return tokens + [0] * behind, positions + [read] * behind, pieces + [-1] * behind
 
 
-def _sum(logits: Tensor, answer: list[int]) -> Judged:
-    """`logits`: (tokens of the answer, vocabulary), each row those that the token is chosen by."""
-    log_shares = logits.float().log_softmax(-1)
-    target = torch.tensor(answer, device=logits.device)
-    nats = log_shares.gather(-1, target[:, None]).sum(dtype=torch.float64)
-    return float(nats), bool((log_shares.argmax(-1) == target).all())
+def _judged_by(row: _Row) -> Iterator[tuple[int, int]]:
+    """Column of the logits, of which the prompt's last one is 0, and token."""
+    column = 0
+    for answer in row.answers:
+        yield 0, answer[0]
+        for token in answer[1:]:
+            column += 1
+            yield column, token
 
 
-def _left_padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Tokens and mask, (rows, longest)."""
-    width = max(map(len, rows))
-    tokens = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows], device=device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-    return tokens, mask
+def _plain(pieces: Tensor, read: int) -> Tensor:
+    """(rows, cached and new tokens): 1 for what is no padding. For rows of one answer each."""
+    return torch.nn.functional.pad((pieces >= 0).long(), (read, 0), value=1)
+
+
+def _mask(pieces: Tensor, read: int, dtype: torch.dtype) -> Tensor:
+    """(rows, 1, new tokens, cached and new tokens): 0 for what a token sees, the lowest number elsewhere.
+
+    It sees what was read, the prompt, and of its own piece what is not behind it.
+    """
+    width = pieces.shape[1]
+    seen = (pieces[:, None, :] == 0) | (pieces[:, None, :] == pieces[:, :, None])
+    seen &= torch.ones(width, width, dtype=torch.bool, device=pieces.device).tril()
+    seen = torch.nn.functional.pad(seen, (read, 0), value=True)
+    return torch.zeros(seen.shape, dtype=dtype, device=pieces.device).masked_fill_(~seen, torch.finfo(dtype).min)[
+        :, None
+    ]

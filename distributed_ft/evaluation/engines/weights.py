@@ -1,5 +1,6 @@
 """One base in memory, loaded once when it is first needed, and one checkpoint's weights on it at a time."""
 
+import copy
 import inspect
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -33,10 +34,12 @@ class Weights:
         self._is_base = False  # the weights under the adapter are the base's
         self._shapes: dict[str, torch.Size] = {}  # of the base's tensors
         self._accepted: frozenset[str] = frozenset()  # what the model's forward takes
+        self._read: tuple[tuple[int, ...], DynamicCache] | None = None  # see `read`
 
     def use(self, weights: Path | None, strength: float = 1.0) -> None:
         """See `Engine`. Raises CheckpointError when the weights do not fit the base, whatever the difference."""
         self._take_off()
+        self._read = None
         if weights is not None and not is_adapter(weights):
             if strength != 1:
                 raise CheckpointError(f"{weights}: is a whole model, not an adapter: its strength cannot be changed")
@@ -63,7 +66,8 @@ class Weights:
 
         Args:
             tokens: (rows, new tokens).
-            mask: (rows, virtual, cached and new tokens), 1 for what may be seen; None: everything.
+            mask: (rows, virtual, cached and new tokens), 1 for what may be seen; None: everything. Or (rows, 1, new
+                tokens, the same tokens), what is added to the scores of attention (`takes_any_mask`).
             positions: (rows, new tokens).
         """
         known: dict[str, Any] = {"position_ids": positions, "logits_to_keep": keep}
@@ -73,7 +77,7 @@ class Weights:
         logits: Tensor = self.model(input_ids=tokens, attention_mask=mask, **inputs).logits
         return logits
 
-    def virtual_tokens(self) -> DynamicCache:
+    def _virtual_tokens(self) -> DynamicCache:
         """A cache of one row, with the adapter's virtual tokens in it if it has any."""
         virtual = self._adapter.get_prompt(batch_size=1) if self._adapter is not None and self.num_virtual else None
         if isinstance(virtual, DynamicCache):  # prefix tuning: keys and values as they are
@@ -84,10 +88,25 @@ class Weights:
             self.model.base_model(inputs_embeds=embedded, past_key_values=cache, use_cache=True)
         return cache
 
-    def read(self, cache: DynamicCache, tokens: list[int]) -> None:
-        """Into a cache of one row, behind what is in it; no logits are computed."""
-        ids = torch.tensor([tokens], device=self.device)
-        self.model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
+    def read(self, tokens: tuple[int, ...], rows: int) -> DynamicCache:
+        """A cache of so many rows, in each the virtual tokens and these; no logits are computed.
+
+        What was read last is kept, for the batches of a task begin alike. The rows are views of it until more is read.
+        """
+        if not tokens and not self.num_virtual:
+            return DynamicCache(config=self.model.config)
+        if self._read is None or self._read[0] != tokens:
+            cache = self._virtual_tokens()
+            if tokens:
+                ids = torch.tensor([tokens], device=self.device)
+                self.model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
+            self._read = tokens, cache
+        return _with_rows(self._read[1], rows)
+
+    @property
+    def takes_any_mask(self) -> bool:
+        """Whether attention is computed by a mask of (query, key) that is ours to choose."""
+        return self.model.config._attn_implementation in ("sdpa", "eager") and "position_ids" in self._accepted
 
     def _take_off(self) -> None:
         """Take the adapter off that is on, if one is."""
@@ -143,6 +162,16 @@ class Weights:
         self.num_virtual = num_virtual_tokens(self._adapter)
         # PEFT leaves the trained copies of such modules in the base when it takes an adapter off
         self._is_base = not getattr(self._adapter.active_peft_config, "modules_to_save", None)
+
+
+def _with_rows(cache: DynamicCache, rows: int) -> DynamicCache:
+    """Of one row, as many times, without a copy: what is read behind it makes one."""
+    expanded = copy.copy(cache)
+    expanded.layers = [copy.copy(layer) for layer in cache.layers]
+    for layer in expanded.layers:
+        layer.keys = layer.keys.expand(rows, -1, -1, -1)
+        layer.values = layer.values.expand(rows, -1, -1, -1)
+    return expanded
 
 
 def is_adapter(weights: Path) -> bool:
