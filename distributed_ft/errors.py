@@ -51,6 +51,10 @@ class EvaluationError(FtError, RuntimeError):
     """A score cannot be computed, and no number is better than a wrong one."""
 
 
+class EngineError(FtError, RuntimeError):
+    """What answers is gone (a process that died, a server that is not there): to ask for more is in vain."""
+
+
 class Stopped(FtError):
     """Stopped on request with a resumable checkpoint (exit code 75)."""
 

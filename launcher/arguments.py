@@ -129,6 +129,7 @@ def eval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoints", default="all", metavar="WHICH", help="all, latest, or steps: 500,1000 (all)")
     parser.add_argument("--watch", action="store_true", help="score each checkpoint as it comes, until the run is done")
     parser.add_argument("--train-job", metavar="JOB", help="with --watch: the Slurm job that trains, to know its end")
+    nproc(parser)
 
 
 def chat(parser: argparse.ArgumentParser) -> None:

@@ -267,7 +267,7 @@ def evaluate(args: argparse.Namespace) -> int:
         raise ConfigError("--watch: scores every checkpoint, so it goes without --checkpoints; --train-job needs it")
     may_come = args.train_job is not None and not (args.run / "config.json").exists()
     run = args.run if may_come else _run_directory(args.run)
-    return local.evaluate(run, args.checkpoints, args.overrides, args.watch, args.train_job)
+    return local.evaluate(run, args.checkpoints, args.overrides, args.watch, args.train_job, args.nproc)
 
 
 def report(args: argparse.Namespace) -> int:

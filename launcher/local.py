@@ -88,13 +88,18 @@ def resume(path: Path, start: Start) -> int:
 
 
 def evaluate(
-    path: Path, checkpoints: str = "all", overrides: Sequence[str] = (), watch: bool = False, job: str | None = None
+    path: Path,
+    checkpoints: str = "all",
+    overrides: Sequence[str] = (),
+    watch: bool = False,
+    job: str | None = None,
+    num_processes: int = 1,
 ) -> int:
     """Score the base, the base with examples, and the checkpoints of a run, in a process of its own.
 
     Overrides of `evaluation.…` stay in the run directory, so that `dft report` judges by the same settings. `watch`:
     each checkpoint as it comes, until the run is finished; with the Slurm job that trains, the directory may be made
-    later.
+    later. `num_processes` answer, each with a model of its own; which does not change the scores.
     """
     run = RunDirectory(path)
     if not run.config.exists() and (job is None or overrides):
@@ -102,11 +107,11 @@ def evaluate(
     if overrides:
         write_atomic(run.config, resolved_json(with_evaluation(run.config, overrides)))
     following = ("--watch", *(("--train-job", job) if job is not None else ()))
-    arguments = (str(path), *(following if watch else ("--checkpoints", checkpoints)))
+    several = ("--nproc", str(num_processes)) if num_processes > 1 else ()
+    arguments = (str(path), *(following if watch else ("--checkpoints", checkpoints)), *several)
     process = Process((sys.executable, "-m", "distributed_ft.evaluation", *arguments), {})
-    return run_plan(
-        LaunchPlan((process,), num_ranks=1), run, shlex.join(["dft", "eval", str(path), *(following if watch else ())])
-    )
+    again = ["dft", "eval", str(path), *(following if watch else ()), *several]
+    return run_plan(LaunchPlan((process,), num_ranks=1), run, shlex.join(again))
 
 
 def total_steps(config: RunConfig, start: Start) -> int:

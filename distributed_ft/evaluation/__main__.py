@@ -1,5 +1,5 @@
-"""`python -m distributed_ft.evaluation RUN_DIR [--checkpoints all|latest|500,1000] [--watch [--train-job JOB]]`: the
-process of `dft eval`."""
+"""`python -m distributed_ft.evaluation RUN_DIR [--checkpoints all|latest|500,1000] [--watch [--train-job JOB]]
+[--nproc N]`: the process of `dft eval`."""
 
 import argparse
 import logging
@@ -22,19 +22,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkpoints", default="all", help="all (default), latest, or steps: 500,1000")
     parser.add_argument("--watch", action="store_true", help="score each checkpoint as it comes, until the run is done")
     parser.add_argument("--train-job", metavar="JOB", help="with --watch: the Slurm job that trains")
+    parser.add_argument("--nproc", type=int, default=1, help="processes that answer (1)")
     options = parser.parse_args(arguments)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on import it tells of kernels that nobody asked for
     try:
         if options.watch:
             from distributed_ft.evaluation.watch import watch
 
-            watch(options.run_dir, options.train_job)
+            watch(options.run_dir, options.train_job, options.nproc)
         else:
             from distributed_ft.evaluation.driver import evaluate
             from distributed_ft.model.load import quiet_libraries
 
             quiet_libraries()
-            evaluate(options.run_dir, options.checkpoints)
+            evaluate(options.run_dir, options.checkpoints, options.nproc)
     except FtError as error:
         print(f"dft: error: {error}", file=sys.stderr)
         return EXIT_USER

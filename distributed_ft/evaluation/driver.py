@@ -17,7 +17,7 @@ from distributed_ft.data.examples import Example
 from distributed_ft.errors import CheckpointError, ConfigError, EvaluationError
 from distributed_ft.evaluation.claims import claimed, release
 from distributed_ft.evaluation.drift import GenericText
-from distributed_ft.evaluation.engines import TransformersEngine, engine_of
+from distributed_ft.evaluation.engines import Engine, opened
 from distributed_ft.evaluation.few_shot import FewShot, Try, best_of, choose, fitted, rows_to_show, to_try
 from distributed_ft.evaluation.scalars import log
 from distributed_ft.evaluation.scoring import Model, Scored, adopt, score, stored, task_digest
@@ -37,26 +37,28 @@ from distributed_ft.evaluation.tasks import build_tasks
 from distributed_ft.records import Drift
 
 
-def evaluate(run_dir: Path, checkpoints: str = "all") -> None:
+def evaluate(run_dir: Path, checkpoints: str = "all", num_processes: int = 1) -> None:
     """Score a run, choose BEST, and print the comparison.
 
     Args:
         run_dir: a run directory.
         checkpoints: `all`, `latest`, or steps such as `500,1000`. Others that were scored before still take part in
             the choice of BEST.
+        num_processes: that answer, each with a model of its own; they decide nothing but how long it takes.
 
     Raises:
         ConfigError, DataError: a task, its file or the base model cannot be used.
         CheckpointError: no such run or checkpoint, or all checkpoints are damaged.
         EvaluationError: a score cannot be computed. Of a checkpoint: at the end, when the others are scored.
+        EngineError: a process that answers has died.
     """
     run = RunDirectory(run_dir)
     config = load_resolved(run.config)
     tasks = build_tasks(config.evaluation)
     wanted = checkpoints_named(run, checkpoints)
-    with run.evaluation_lock():
+    with run.evaluation_lock(), opened(config, num_processes) as engine:
         left = claimed(run) if checkpoints == "all" else []
-        evaluation = Evaluation(run, config, tasks)
+        evaluation = Evaluation(run, config, tasks, engine)
         scores, failed = _all_scores(run, evaluation, [*_removed(left, wanted), *wanted])
         print_summary(evaluation.finish(scores))
         for claim in left:
@@ -139,7 +141,7 @@ def _removed(claims: Sequence[Checkpoint], wanted: Sequence[Checkpoint]) -> list
     return [claim for claim in claims if claim.step not in steps and claim.verify("model/") is None]
 
 
-def _cut_off(tasks: Sequence[Task], engine: TransformersEngine) -> dict[str, CutOff]:
+def _cut_off(tasks: Sequence[Task], engine: Engine) -> dict[str, CutOff]:
     """Tasks in which even a perfect answer would be cut off, and scored 0."""
     found = {}
     for task in tasks:
@@ -155,7 +157,7 @@ def _cut_off(tasks: Sequence[Task], engine: TransformersEngine) -> dict[str, Cut
     return found
 
 
-def _few_shot(config: RunConfig, tasks: Sequence[Task], engine: TransformersEngine) -> dict[str, FewShot]:
+def _few_shot(config: RunConfig, tasks: Sequence[Task], engine: Engine) -> dict[str, FewShot]:
     """As many examples as may be shown for each task that the run is trained for; none for the general suite."""
     trained_for = [task for task in tasks if task.kind == "task"]
     k = config.evaluation.shots[-1]
@@ -178,10 +180,9 @@ class Evaluation:
     """Scores of a run's models on its tasks, and what follows from them; the engine changes weights only when something
     is left to ask. For the holder of the evaluation lock."""
 
-    def __init__(self, run: RunDirectory, config: RunConfig, tasks: Sequence[Task]) -> None:
-        """Raises ConfigError, DataError: the base model or the examples to show cannot be used."""
-        self._run, self._config, self._tasks = run, config, tasks
-        self._engine = engine_of(config, config.evaluation.batch_size)
+    def __init__(self, run: RunDirectory, config: RunConfig, tasks: Sequence[Task], engine: Engine) -> None:
+        """Raises DataError: the examples to show cannot be used."""
+        self._run, self._config, self._tasks, self._engine = run, config, tasks, engine
         self._cut_off = _cut_off(tasks, self._engine)
         by = {task.name for task in tasks if task.kind == "validation"}
         self._kept = [task for task in tasks if task.name + VALIDATION in by]  # of base, few-shot, the chosen one only

@@ -1,6 +1,6 @@
 """Which tokens a log-likelihood is asked of: behind which prompt, as what tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,19 +13,31 @@ class Continuation:
     answer: list[int]
 
 
-def continuation(tokenizer: Any, prompt: list[int], text: str | None, choice: str) -> Continuation:
-    """A choice behind a prompt, or behind the plain `text` that the prompt is the tokens of.
+def continuation(tokenizer: Any, prompt: list[int], choice: str) -> Continuation:
+    """A choice behind messages, whose tokens are `prompt`. Raises ValueError for a choice of no tokens."""
+    return Continuation(prompt, _some(tokenizer.encode(choice, add_special_tokens=False), choice))
 
-    Behind a text, both are tokenised together, for a tokenizer may join a space with the word behind it; white space at
-    the text's end is the choice's, as lm-evaluation-harness has it. Raises ValueError for a choice of no tokens.
+
+def continuations_of_texts(
+    encode: Callable[[Sequence[str]], list[list[int]]], texts: Sequence[str], choices: Sequence[str], start: int
+) -> list[Continuation]:
+    """Each choice behind its plain text; `start` stands before a choice that has nothing before it.
+
+    Both are tokenised together, for a tokenizer may join a space with the word behind it; white space at the text's end
+    is the choice's, as lm-evaluation-harness has it. Raises ValueError for a choice of no tokens.
+
+    Args:
+        encode: token ids of texts, with the special tokens that the tokenizer writes around a text.
     """
-    if text is None:
-        answer: list[int] = tokenizer.encode(choice, add_special_tokens=False)
-        return Continuation(prompt, _some(answer, choice))
-    stripped = text.rstrip()
-    context: list[int] = tokenizer.encode(stripped) if stripped != text else prompt
-    whole: list[int] = tokenizer.encode(stripped + text[len(stripped) :] + choice)
-    return Continuation(whole[: len(context)], _some(whole[len(context) :], choice))
+    contexts = list(dict.fromkeys(text.rstrip() for text in texts))
+    wholes = [text + choice for text, choice in zip(texts, choices, strict=True)]
+    ids = encode([*contexts, *wholes])
+    lengths = dict(zip(contexts, map(len, ids), strict=False))
+    found = []
+    for text, choice, whole in zip(texts, choices, ids[len(contexts) :], strict=True):
+        before = lengths[text.rstrip()] if text.rstrip() else 0
+        found.append(Continuation(whole[:before] or [start], _some(whole[before:], choice)))
+    return found
 
 
 def windows(ids: Sequence[int], start: int, most: int) -> list[Continuation]:

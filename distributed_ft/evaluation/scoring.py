@@ -105,14 +105,13 @@ def _answers(
     if kept.exists():  # without half a line, or answers of another model
         write_atomic(kept, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in done))
     seconds = sum(line["seconds"] for line in done)
-    for batch in engine.batches(requests):
-        if all(place in known for place in batch):
-            continue
-        started = time.perf_counter()
-        found = dict(zip(batch, engine.answer([requests[place] for place in batch]), strict=True))
-        took = time.perf_counter() - started
-        answers = {place: asdict(response) for place, response in found.items()}
-        append_json_line(kept, {**key, "answers": answers, "seconds": round(took, 3)})
+    left = [batch for batch in engine.batches(requests) if not all(place in known for place in batch)]
+    started = time.perf_counter()
+    for which, answers in engine.answers([[requests[place] for place in batch] for batch in left]):
+        found = dict(zip(left[which], answers, strict=True))
+        took, started = time.perf_counter() - started, time.perf_counter()
+        as_json = {place: asdict(response) for place, response in found.items()}
+        append_json_line(kept, {**key, "answers": as_json, "seconds": round(took, 3)})
         known |= found
         seconds += took
     return [known[place] for place in range(len(requests))], seconds

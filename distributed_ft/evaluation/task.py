@@ -37,13 +37,15 @@ class Choose:
     """A request for the log-likelihood of each of `choices` as what comes next after `messages`.
 
     Behind a message of the role TEXT a choice continues the text, white space and all; otherwise it is the assistant's
-    turn up to its last word, the end of the turn left out.
+    turn up to its last word, the end of the turn left out. `contexts`: the plain text before each choice, where they
+    differ; it stands in the place of the message.
     """
 
     id: str
     messages: tuple[Message, ...]
     choices: tuple[str, ...]
     tools: str = ""
+    contexts: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -31,13 +31,14 @@ SAY_SECONDS = 60.0  # between two lines that say what is waited for
 ASK_SECONDS = 15.0  # between two questions to Slurm, which answers everybody
 
 
-def watch(run_dir: Path, job: str | None = None) -> None:
+def watch(run_dir: Path, job: str | None = None, num_processes: int = 1) -> None:
     """Score the base, then each checkpoint as it is published, and move BEST after each; returns when the run is
     finished, or its job has ended, and all is scored.
 
     Args:
         run_dir: a run directory; with a job, it may be made later.
         job: the Slurm job that trains it.
+        num_processes: that answer.
 
     Raises:
         ConfigError, DataError: a task, its file or the base model cannot be used; a job without a Slurm.
@@ -50,12 +51,14 @@ def watch(run_dir: Path, job: str | None = None) -> None:
     config = load_resolved(run.config)
     with run.evaluation_lock(), claiming(run) as claims:
         from distributed_ft.evaluation.driver import Evaluation
+        from distributed_ft.evaluation.engines import opened
         from distributed_ft.evaluation.tasks import build_tasks
         from distributed_ft.model.load import quiet_libraries
 
         quiet_libraries()
-        evaluation = Evaluation(run, config, build_tasks(config.evaluation))
-        failed = _follow(evaluation, claims, trainer, run, config)
+        with opened(config, num_processes) as engine:
+            evaluation = Evaluation(run, config, build_tasks(config.evaluation), engine)
+            failed = _follow(evaluation, claims, trainer, run, config)
     if failed:
         raise EvaluationError("\n".join(failed))
 

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 from distributed_ft.errors import CheckpointError, ConfigError, brief, some
 from distributed_ft.model.methods import bottleneck
 from distributed_ft.model.quantized import keep_layout
+from distributed_ft.model.strength import rescale
 
 
 class Adapters:
@@ -90,11 +91,15 @@ class Adapters:
             tuner.enable_adapter_layers() if name is not None else tuner.disable_adapter_layers()
 
 
-def put_on(model: PreTrainedModel | PeftModelForCausalLM, name: str, path: Path, base: str) -> PeftModelForCausalLM:
+def put_on(
+    model: PreTrainedModel | PeftModelForCausalLM, name: str, path: Path, base: str, strength: float = 1.0
+) -> PeftModelForCausalLM:
     """The adapter of `path` on a base, or beside the adapters that are on it already, frozen and in eval mode.
 
-    Raises CheckpointError when it does not fit `base`, whatever the difference, or is of another kind than those that
-    are on it; the model is then as it was.
+    `strength`: what its difference to the base is multiplied with (see `distributed_ft.model.strength`).
+
+    Raises CheckpointError when it does not fit `base`, whatever the difference, is of another kind than those that are
+    on it, or cannot be scaled; the model is then as it was.
     """
     if not (path / "adapter_config.json").is_file():
         ours = f" (bottleneck adapters are no PEFT: {bottleneck.load.__module__}.load puts them on)"
@@ -104,6 +109,8 @@ def put_on(model: PreTrainedModel | PeftModelForCausalLM, name: str, path: Path,
     adapted: Any = model if beside else None
     try:
         config = _config(path)
+        if strength != 1:
+            rescale(config, strength, path)
         if beside:
             if config.peft_type != adapted.peft_type:
                 raise CheckpointError(
@@ -134,6 +141,12 @@ def num_virtual_tokens(adapted: PeftModelForCausalLM) -> int:
     """How many tokens the adapter in use puts before every prompt; 0 for those that change the base's layers."""
     config = adapted.active_peft_config
     return int(config.num_virtual_tokens) if config.is_prompt_learning else 0
+
+
+def virtual_tokens_in(path: Path) -> int:
+    """The same of the adapter in a directory, if one is there."""
+    config = PeftConfig.from_pretrained(str(path)) if (path / "adapter_config.json").is_file() else None
+    return int(config.num_virtual_tokens) if config is not None and config.is_prompt_learning else 0
 
 
 def take_off(adapted: PeftModelForCausalLM) -> None:

@@ -1,0 +1,50 @@
+"""What turns requests into answers."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from distributed_ft.config.schema import RunConfig
+from distributed_ft.errors import ConfigError
+from distributed_ft.evaluation.engines.crew import Crew
+from distributed_ft.evaluation.engines.engine import Engine
+from distributed_ft.evaluation.engines.local import TransformersEngine, base_digest
+from distributed_ft.evaluation.engines.weights import is_adapter
+from distributed_ft.model.load import DTYPES
+from distributed_ft.model.quantized import quantization
+
+__all__ = ["Engine", "TransformersEngine", "base_digest", "engine_of", "is_adapter", "opened"]
+
+
+def engine_of(config: RunConfig, batch_size: int) -> TransformersEngine:
+    """The engine of a run: its base, quantised where training quantised it."""
+    dtype = config.model.dtype
+    return TransformersEngine(config.model.base, dtype, batch_size, quantization(config.method, DTYPES[dtype]))
+
+
+@contextmanager
+def opened(config: RunConfig, num_processes: int = 1) -> Iterator[Engine]:
+    """What a run is evaluated by: this process, or several, each with a GPU of its own or a thread of the CPU.
+
+    On a CPU the number of threads decides the last digits of a likelihood. So a process has one, however many there
+    are, or what OMP_NUM_THREADS says.
+
+    Raises ConfigError: the base cannot be read, or there are more processes than GPUs.
+    """
+    head = engine_of(config, config.evaluation.batch_size)
+    gpus = torch.cuda.device_count() if head.device.type == "cuda" else 0
+    if gpus and num_processes > gpus:
+        raise ConfigError(f"--nproc: {num_processes}: each process needs a GPU of its own, and there are {gpus}")
+    before = torch.get_num_threads()
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    torch.set_num_threads(int(asked) if asked.isdecimal() and int(asked) > 0 else 1)
+    devices = [f"cuda:{i}" if gpus else "cpu" for i in range(num_processes)]
+    crew = Crew(head, num_processes, devices) if num_processes > 1 else None
+    try:
+        yield head if crew is None else crew
+    finally:
+        torch.set_num_threads(before)
+        if crew is not None:
+            crew.close()
