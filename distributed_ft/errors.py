@@ -10,6 +10,7 @@ from collections.abc import Iterable
 EXIT_DONE = 0
 EXIT_FAULT = 1
 EXIT_USER = 2
+GATE_CODES = {"ship": EXIT_DONE, "do_not_ship": 3, "not_enough_evidence": 4}  # of `dft report --gate`, by verdict
 EXIT_STOPPED = 75  # EX_TEMPFAIL: stopped on request, resumable, start me again
 EXIT_LOST = 76  # of a rank whose peers are gone: the failure is another's; never the code of a command
 EXIT_BAD_NODE = 78  # of the pre-flight: a node of the allocation is not fit for training

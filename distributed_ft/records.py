@@ -61,7 +61,7 @@ class TaskResult(Record):
     schema_version: int = Field(SCHEMA, alias="schema")
     model: str
     task: str
-    kind: Literal["task", "general"]
+    kind: Literal["task", "general", "validation"]  # validation: of rows that choices are made by
     metric: str
     score: float  # mean of the items' scores
     stderr: float  # standard error of that mean
@@ -87,7 +87,18 @@ class Progress(Record):
     eta_seconds: float | None = None
     world_size: int
     job: str | None = None  # of the batch system
+    reason: str | None = None  # why it is finished before its last step
     updated: str  # ISO 8601, UTC
+
+
+class StopVerdict(Record):
+    """`evaluation/verdict.json`: whether more steps of training help, as the eval driver that follows it sees it."""
+
+    schema_version: int = Field(SCHEMA, alias="schema")
+    stop: bool
+    reason: str
+    step: int  # the newest checkpoint that it goes by
+    best_step: int | None  # the best of them inside the forgetting budget
 
 
 class SweptRun(Record):

@@ -112,6 +112,15 @@ def run_directory(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="a run directory, for example runs/demo")
 
 
+def report(parser: argparse.ArgumentParser) -> None:
+    run_directory(parser)
+    parser.add_argument(
+        "--gate",
+        action="store_true",
+        help="for CI: exit with 0 (ship), 3 (do not ship) or 4 (not enough evidence)",
+    )
+
+
 def eval(parser: argparse.ArgumentParser) -> None:
     run_directory(parser)
     parser.add_argument(

@@ -14,6 +14,7 @@ from distributed_ft.config.schema import (
     AdapterMethod,
     DdpStrategy,
     DeepspeedStrategy,
+    EvaluationConfig,
     FsdpStrategy,
     LauncherStrategy,
     LowRank,
@@ -93,7 +94,7 @@ def config_lines(loaded: LoadedRun, nproc: int) -> list[Line]:
             f"every {config.checkpoint.every:,} steps; the newest {config.checkpoint.keep} and the best kept",
         ),
         ("general suite", ", ".join(evaluation.general) or "none: forgetting will not be measured"),
-        ("few-shot", f"{evaluation.few_shot} examples; forgetting budget {evaluation.select.forgetting_budget:g}"),
+        ("few-shot", f"{_shots(evaluation)}; forgetting budget {evaluation.select.forgetting_budget:g}"),
         ("tracking", ", ".join(config.tracking) or "metrics.jsonl only"),
     ]
 
@@ -185,6 +186,12 @@ def _length(optim: OptimConfig) -> str:
     return "1 epoch" if optim.epochs == 1 else f"{optim.epochs:g} epochs"
 
 
+def _shots(evaluation: EvaluationConfig) -> str:
+    """`4 examples`, `the best of 1, 2, 4, 8 examples`."""
+    best = "the best of " if len(evaluation.shots) > 1 else ""
+    return f"{best}{', '.join(map(str, evaluation.shots))} examples"
+
+
 def _count(number: int, one: str, many: str | None = None) -> str:
     """`1 process`, `2,000 processes`."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
@@ -212,6 +219,10 @@ def _file_lines(config: RunConfig) -> Iterator[Line]:
         yield "validation", "none" if named is None else _file(Reading.of(named))
     for number, task in enumerate(config.evaluation.tasks):
         yield "" if number else "tasks", f"{task.name} ({task.metric}): {_file(Reading.of(task))}"
+        if isinstance(task.validation, float):
+            yield "", f"{task.name}: {task.validation:g} of these rows are kept to choose by"
+        elif task.validation_file is not None:
+            yield "", f"{task.name}, to choose by: {_file(Reading.of(task.validation_file))}"
 
 
 def _file(reading: "Reading") -> str:

@@ -13,7 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distributed_ft.errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, EXIT_USER, ConfigError, FtError, Stopped
+from distributed_ft.errors import (
+    EXIT_DONE,
+    EXIT_FAULT,
+    EXIT_STOPPED,
+    EXIT_USER,
+    GATE_CODES,
+    ConfigError,
+    FtError,
+    Stopped,
+)
 from distributed_ft.errors import disk_problem as _disk_problem
 from launcher import arguments
 
@@ -266,8 +275,13 @@ def report(args: argparse.Namespace) -> int:
     from distributed_ft.evaluation.report.write import write
 
     written = write(run)
-    print(f"{written.verdict.headline}\n\nreport: {written.html}")
-    return EXIT_DONE
+    verdict = written.verdict
+    if not args.gate:
+        print(f"{verdict.headline}\n\nreport: {written.html}")
+        return EXIT_DONE
+    print(f"{verdict.kind}: {verdict.headline}")
+    print(f"report: {written.html}", file=sys.stderr)
+    return GATE_CODES[verdict.kind]
 
 
 def chat(args: argparse.Namespace) -> int:
@@ -396,6 +410,6 @@ VERBS = {
     "status": Verb(status, arguments.status, "say where runs are: step, loss, time left, checkpoint, job"),
     "logs": Verb(logs, arguments.logs, "print what a run's job, or one of its ranks, has said"),
     "cancel": Verb(cancel, arguments.run_directory, "end a run's jobs; it can go on later"),
-    "report": Verb(report, arguments.run_directory, "write report.html, .md and .json, and print the verdict"),
+    "report": Verb(report, arguments.report, "write report.html, .md and .json, and print the verdict"),
     "chat": Verb(chat, arguments.chat, "talk to the tuned model"),
 }

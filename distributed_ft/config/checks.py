@@ -14,6 +14,7 @@ from distributed_ft.config.schema import (
     DataFile,
     DeepspeedStrategy,
     FsdpStrategy,
+    LowRank,
     PrefixMethod,
     QloraMethod,
     RunConfig,
@@ -41,6 +42,8 @@ def problems(config: RunConfig, folder: Path) -> list[Problem]:
         _weights,
         _waivers,
         _names,
+        _choices,
+        _strength,
         _runs_dir,
         _base,
         _files,
@@ -93,7 +96,10 @@ def _data_paths(config: RunConfig, folder: Path) -> Iterator[tuple[Key, str, str
         entries = [(("data", "train", index), entry) for index, entry in enumerate(train)]
     if isinstance(validation, str | DataFile):
         entries.append((("data", "validation"), validation))
-    entries += [(("evaluation", "tasks", index), task) for index, task in enumerate(config.evaluation.tasks)]
+    for index, task in enumerate(config.evaluation.tasks):
+        entries.append((("evaluation", "tasks", index), task))
+        if isinstance(task.validation, str | DataFile):
+            entries.append((("evaluation", "tasks", index, "validation"), task.validation))
     for key, entry in entries:
         file = entry if isinstance(entry, DataFile) else DataFile(path=entry)
         if not data_files.is_hub_id(file.path, folder):
@@ -228,6 +234,51 @@ def _names(config: RunConfig, _: Path) -> Iterator[Problem]:
             yield Problem(key, f"{task.name!r} is taken by {dotted(seen[task.name])}; choose another name")
         else:
             seen[task.name] = key
+
+
+def _choices(config: RunConfig, _: Path) -> Iterator[Problem]:
+    """What is chosen needs rows to choose by."""
+    judged = config.evaluation
+    if judged.early_stop is not None and not judged.tasks:
+        yield Problem(
+            ("evaluation", "early_stop"),
+            "goes by the accuracy on evaluation.tasks, and there are none; name a task, or remove it",
+            also=(("evaluation", "tasks"),),
+        )
+    if not judged.shots:
+        yield Problem(("evaluation", "few_shot"), "is empty; write a number of examples, auto, or [2, 4, 8]")
+    without = [index for index, task in enumerate(judged.tasks) if task.validation is None]
+    if len(judged.shots) > 1 and without:
+        key: Key = ("evaluation", "tasks", without[0], "validation")
+        shown = "auto" if judged.few_shot == "auto" else f"[{', '.join(map(str, judged.shots))}]"
+        yield Problem(
+            ("evaluation", "few_shot"),
+            f"{shown} is a choice, made on validation rows, and task {judged.tasks[without[0]].name!r} has none (made "
+            f"on the rows that it is judged by, it would flatter the prompt); give {dotted(key)}, or one number",
+            also=(key,),
+        )
+
+
+def _strength(config: RunConfig, _: Path) -> Iterator[Problem]:
+    """Only a low-rank adapter's difference to the base can be scaled, and what is gained is measured on tasks."""
+    key: Key = ("evaluation", "adapter_strength")
+    if not config.evaluation.adapter_strength:
+        return
+    dora = isinstance(config.method, LowRank) and config.method.dora
+    if not isinstance(config.method, LowRank) or dora:
+        method = "method.dora: true" if dora else f"method.type: {config.method.type}"
+        yield Problem(
+            key,
+            f"cannot be used with {method}: only LoRA's difference to the base can be scaled (lora and qlora, without "
+            "dora); remove it",
+            also=(("method", "dora") if dora else ("method", "type"),),
+        )
+    if not config.evaluation.tasks:
+        yield Problem(
+            key,
+            "weighs accuracy on evaluation.tasks against forgetting, and there are none; name a task, or remove it",
+            also=(("evaluation", "tasks"),),
+        )
 
 
 # --- what must exist -----------------------------------------------------------------------------------------------

@@ -20,6 +20,14 @@ _UNIONS: dict[str, tuple[dict[type, str], str]] = {
         {str: "str", int: "constrained", float: "constrained", dict: "DataFile"},
         "a path, a fraction such as 0.1, or {path: …, columns: …}",
     ),
+    "evaluation.few_shot": (
+        {int: "constrained-int", str: "literal", list: "tuple"},
+        "a number of examples, auto, or a list of numbers such as [2, 4, 8]",
+    ),
+    "evaluation.tasks[].validation": (
+        {str: "str", int: "constrained", float: "constrained", dict: "DataFile"},
+        "a path, a fraction such as 0.3, or {path: …, columns: …}",
+    ),
     "method.target_modules": ({list: "tuple"}, "all-linear or a list of module names, for example [q_proj, v_proj]"),
 }
 
@@ -73,7 +81,7 @@ def surface(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[tu
     """Every key that a run.yaml can have, dotted, with its field; `[]` stands for an index."""
     for name, info in fields(model).items():
         inner = _models(info.annotation)
-        if not inner or str in _members(info.annotation):
+        if not inner or {str, type(None)}.intersection(_members(info.annotation)):
             yield f"{prefix}{name}", info
         many = "[]" if _is_list(info.annotation) else ""
         for section in inner:

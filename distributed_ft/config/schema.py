@@ -14,6 +14,7 @@ Preset = Literal["style", "domain", "code", "support"]
 Metric = Literal["exact_match", "json_fields"]
 Recompute = Literal["none", "selective", "full"]
 Positive = Annotated[int, Field(gt=0)]
+AUTO_SHOTS = (1, 2, 4, 8)  # evaluation.few_shot: auto
 
 
 class Section(BaseModel):
@@ -344,6 +345,18 @@ class TaskConfig(DataFile):
     metric: Metric = Field("exact_match", description="json_fields also reports field accuracy and JSON validity.")
     json_schema: str | None = Field(None, alias="schema", description="JSON Schema file that answers must satisfy.")
     max_new_tokens: Positive = Field(128, description="Longest answer, in tokens.")
+    validation: str | Annotated[float, Field(gt=0, lt=1)] | DataFile | None = Field(
+        None,
+        description="Rows to choose by (BEST, few_shot, early_stop), so that those of `path` are asked only once, of "
+        "what was chosen: a path of rows like them, a {path, format, columns, split}, or a fraction of them.",
+    )
+
+    @property
+    def validation_file(self) -> DataFile | None:
+        """`validation` in its long form; None: no file of its own."""
+        if isinstance(self.validation, str):
+            return DataFile(path=self.validation, format=self.format, columns=self.columns)
+        return self.validation if isinstance(self.validation, DataFile) else None
 
 
 class SelectConfig(Section):
@@ -353,17 +366,47 @@ class SelectConfig(Section):
     )
 
 
+class EarlyStopConfig(Section):
+    """When `dft eval --watch` tells the training that more steps will not help."""
+
+    patience: Positive = Field(
+        3, description="Checkpoints in a row that are no better than the best before, or over the forgetting budget."
+    )
+    min_delta: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Gain in task accuracy up to which a checkpoint is no better."
+    )
+
+
 class EvaluationConfig(Section):
     tasks: tuple[TaskConfig, ...] = Field((), description="What the model is being trained for.")
     general: tuple[str, ...] = Field(
         ("shipped",), description="What it must not forget: `shipped` (general skills), or paths of rows."
     )
-    few_shot: Annotated[int, Field(ge=0)] = Field(4, description="Examples shown to the base model for comparison.")
+    few_shot: Annotated[int, Field(ge=0)] | Literal["auto"] | tuple[Positive, ...] = Field(
+        4,
+        description="Examples shown to the base model for comparison: how many; or a list of numbers to try, auto for "
+        "[1, 2, 4, 8], of which the best on the tasks' validation rows is taken.",
+    )
     batch_size: Positive = Field(32, description="Requests generated at once.")
     validation_every: Positive | None = Field(
         None, description="Steps between validation losses; default: at each checkpoint."
     )
     select: SelectConfig = SelectConfig()
+    adapter_strength: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (),
+        description="Strengths at which the selected checkpoint's adapter is scored too, e.g. [0.25, 0.5, 0.75]: less "
+        "of it may forget less. Of LoRA and QLoRA, but not of DoRA.",
+    )
+    early_stop: EarlyStopConfig | None = Field(
+        None, description="End the training when it does not help any more; needs `dft eval --watch` beside it."
+    )
+
+    @property
+    def shots(self) -> tuple[int, ...]:
+        """The numbers of examples to try, ascending; one is not a choice."""
+        if isinstance(self.few_shot, tuple):
+            return tuple(sorted(set(self.few_shot)))
+        return AUTO_SHOTS if self.few_shot == "auto" else (self.few_shot,)
 
 
 class RunConfig(Section):

@@ -5,8 +5,10 @@ can be killed at any moment and started again: what was scored stays, and a scor
 and question that it was made from. The trainer may remove a checkpoint at any moment (`checkpoint.keep`).
 """
 
+import hashlib
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from distributed_ft.artifacts import Checkpoint, RunDirectory, step_name, write_json
@@ -16,11 +18,23 @@ from distributed_ft.data.examples import Example
 from distributed_ft.errors import CheckpointError, ConfigError, EvaluationError
 from distributed_ft.evaluation.claims import claimed, release
 from distributed_ft.evaluation.engines import Engine, opened
-from distributed_ft.evaluation.few_shot import FewShot, choose, fitted, rows_to_show
+from distributed_ft.evaluation.few_shot import FewShot, Try, best_of, choose, fitted, rows_to_show, to_try
 from distributed_ft.evaluation.scalars import log
-from distributed_ft.evaluation.scoring import Model, Scored, score, stored, task_digest
-from distributed_ft.evaluation.summary import BASE, FEW_SHOT, Scores, Summary, as_json, summarise, table
-from distributed_ft.evaluation.task import CutOff, Generate, Task, reference
+from distributed_ft.evaluation.scoring import Model, Scored, adopt, score, stored, strength_name, task_digest
+from distributed_ft.evaluation.strength import Scaled, frontier
+from distributed_ft.evaluation.summary import (
+    BASE,
+    FEW_SHOT,
+    Scores,
+    Summary,
+    as_json,
+    how_chosen,
+    strength_table,
+    summarise,
+    table,
+    tried,
+)
+from distributed_ft.evaluation.task import VALIDATION, CutOff, Generate, Task, reference
 from distributed_ft.evaluation.tasks import build_tasks
 
 
@@ -47,7 +61,7 @@ def evaluate(run_dir: Path, checkpoints: str = "all", num_processes: int = 1) ->
         left = claimed(run) if checkpoints == "all" else []
         evaluation = Evaluation(run, config, tasks, engine)
         scores, failed = _all_scores(run, evaluation, [*_removed(left, wanted), *wanted])
-        print_summary(evaluation.conclude(scores))
+        print_summary(evaluation.finish(scores))
         for claim in left:
             release(claim)
     if failed:
@@ -145,16 +159,17 @@ def _cut_off(tasks: Sequence[Task], engine: Engine) -> dict[str, CutOff]:
 
 
 def _few_shot(config: RunConfig, tasks: Sequence[Task], engine: Engine) -> dict[str, FewShot]:
-    """The examples for each task that the run is trained for; none for the general suite."""
+    """As many examples as may be shown for each task that the run is trained for; none for the general suite."""
     trained_for = [task for task in tasks if task.kind == "task"]
-    k = config.evaluation.few_shot
+    k = config.evaluation.shots[-1]
     if k == 0 or not trained_for:
         return {}
     train = rows_to_show(config.data)
     chosen = {}
     for task in trained_for:
-        examples = choose(train, k, config.seed, task.examples())
-        requests = [task.request(example) for example in task.examples()]
+        asked = [t for t in tasks if t.name in (task.name, task.name + VALIDATION)]
+        examples = choose(train, k, config.seed, [example for t in asked for example in t.examples()])
+        requests = [t.request(example) for t in asked for example in t.examples()]
         chosen[task.name] = fitted(requests, examples, k, engine.context, engine.tokens)
         if chosen[task.name].reason:
             used = len(chosen[task.name].examples)
@@ -170,7 +185,10 @@ class Evaluation:
         """Raises DataError: the examples to show cannot be used."""
         self._run, self._config, self._tasks, self._engine = run, config, tasks, engine
         self._cut_off = _cut_off(tasks, self._engine)
+        by = {task.name for task in tasks if task.kind == "validation"}
+        self._kept = [task for task in tasks if task.name + VALIDATION in by]  # of base, few-shot, the chosen one only
         self._few_shot = _few_shot(config, tasks, self._engine)
+        self._prompts: dict[tuple[str, str], Sequence[Example]] = {}  # by model and task
         self._base = self._engine.digest
         for leftover in [*run.evaluation.glob("*/*/.*"), *run.evaluation.glob(".summary.json.*")]:  # of a killed driver
             leftover.unlink(missing_ok=True)
@@ -178,6 +196,53 @@ class Evaluation:
     def tuned(self, checkpoint: Checkpoint) -> Model:
         """Raises CheckpointError when it was removed."""
         return Model(checkpoint.name, checkpoint.model, checkpoint.answers_digest(self._base), checkpoint.step)
+
+    def finish(self, scores: Scores) -> Summary:
+        """Conclude, and ask what was chosen on validation rows the test rows, once; the summary has its score on them.
+
+        Raises EvaluationError when that cannot be computed; BEST and the summary are there by then.
+        """
+        summary = self.conclude(scores)
+        while self._kept and summary.selection.step is not None:
+            chosen = Checkpoint(self._run.checkpoints / step_name(summary.selection.step))
+            if all(task.name in summary.scores.of[chosen.name] for task in self._kept):
+                break
+            try:
+                model = self.tuned(chosen)
+                scores = scores.with_more(model, self._scores_on(self._kept, model))
+            except CheckpointError:
+                if chosen.published:
+                    raise
+            summary = self.conclude(scores)  # of the others, when it was removed meanwhile
+        return self._with_strengths(summary)
+
+    def _with_strengths(self, summary: Summary) -> Summary:
+        """And with the scores of the selected checkpoint's adapter at each strength that was asked for; where none is
+        inside the budget, of the most accurate one's, which may be at less than its full strength."""
+        scored = [c for c in summary.candidates if c.tasks]
+        strengths = sorted(set(self._config.evaluation.adapter_strength))
+        if not strengths or not scored:
+            return summary
+        step = summary.selection.step
+        step = max(scored, key=lambda c: (c.accuracy, -c.step)).step if step is None else step
+        checkpoint = Checkpoint(self._run.checkpoints / step_name(step))
+        scores, scaled = summary.scores, []
+        try:
+            whole = self.tuned(checkpoint)
+            for strength in strengths:
+                model = _scaled(whole, strength)
+                scores = scores.with_model(model, self.scores_of(model))
+                scaled.append(Scaled(strength, scores.to_choose_by(model.name), scores.forgotten(model.name)))
+        except CheckpointError as error:
+            if checkpoint.published:
+                raise
+            print(f"{checkpoint.name}: removed meanwhile, not scaled ({error})", file=sys.stderr)
+            return summary
+        scaled.append(Scaled(1.0, scores.to_choose_by(whole.name), scores.forgotten(whole.name)))
+        base = Scaled(0.0, scores.to_choose_by(BASE), None)
+        summary = replace(summary, strength=frontier(step, base, scaled, summary.budget))
+        write_json(self._run.evaluation / "summary.json", as_json(summary))
+        return summary
 
     def conclude(self, scores: Scores) -> Summary:
         """Move BEST, or remove it when no checkpoint may be recommended; write the summary and the scalars.
@@ -204,43 +269,73 @@ class Evaluation:
         return summary
 
     def scores_of_base(self) -> Scores:
-        """Of the base model, and of the base with examples where there are any."""
-        models = [Model(BASE, None, self._base, 0)]
+        """Of the base model, and of the base with examples where there are any, as many of them as do best."""
+        base = Model(BASE, None, self._base, 0)
+        scores = Scores((), {}).with_model(base, self._scores_on(self._tasks, base))
+        self._choose_prompts()
         if any(f.examples for f in self._few_shot.values()):
-            models.append(Model(FEW_SHOT, None, self._base, 0))
-        scores = Scores((), {})
-        for model in models:
-            scores = scores.with_model(model, self.scores_of(model))
+            few_shot = Model(FEW_SHOT, None, self._base, 0)
+            scores = scores.with_model(few_shot, self._scores_on(self._tasks, few_shot))
         return scores
+
+    def _choose_prompts(self) -> None:
+        """Ask the validation rows with each number of examples, where there is a choice, and keep to the best."""
+        few_shot = Model(FEW_SHOT, None, self._base, 0)
+        for name, most in self._few_shot.items():
+            tries = to_try(self._config.evaluation.shots, len(most.examples))
+            by = next((task for task in self._tasks if task.name == name + VALIDATION), None)
+            found = {k: self._with_shots(by, most, k) for k in tries} if by is not None and len(tries) > 1 else {}
+            items = {k: [sample.score for sample in scored.samples] for k, scored in found.items()}
+            k = best_of(items) if items else max(tries, default=0)
+            tried = tuple(Try(k, each.result.score, each.result.stderr, each.result.n) for k, each in found.items())
+            self._few_shot[name] = replace(most, examples=most.examples[:k], tried=tried)
+            for task in (name, name + VALIDATION):
+                self._prompts[FEW_SHOT, task] = self._few_shot[name].examples
+            if by is not None and found and self._stored(few_shot, by) is None:
+                adopt(self._run, found[k], FEW_SHOT)
+
+    def _with_shots(self, task: Task, most: FewShot, k: int) -> Scored:
+        """The base's score with the first k examples."""
+        model = Model(f"{FEW_SHOT}-{k}", None, self._base, 0)
+        self._prompts[model.name, task.name] = most.examples[:k]
+        return self._scores_on([task], model)[task.name]
 
     def _with_removed(self, scores: Scores) -> Scores:
         """And of checkpoints that were scored on the same questions before `checkpoint.keep` removed them."""
         known = {model.name for model in scores.models} | {c.name for c in self._run.all_checkpoints()}
-        for name in sorted(path.name for path in self._run.evaluation.glob("step-*") if path.name not in known):
+        there = [path.name for path in self._run.evaluation.glob("step-*") if "@" not in path.name]
+        for name in sorted(set(there) - known):
             model = Model(name, None, None, int(name.removeprefix("step-")))
             found = self.stored_scores_of(model)
             scores = scores.with_model(model, found) if found else scores
         return scores
 
     def stored_scores_of(self, model: Model) -> dict[str, Scored] | None:
-        """By task; None unless every one is there."""
+        """By task, with those on test rows where they were asked; None unless every one is there that all checkpoints
+        are asked for."""
         found = {task.name: self._stored(model, task) for task in self._tasks}
         complete = {name: scored for name, scored in found.items() if scored is not None}
-        return complete if len(complete) == len(found) else None
+        wanted = {task.name for task in self._tasks if task not in self._kept}
+        return complete if wanted <= complete.keys() else None
 
     def scores_of(self, model: Model) -> dict[str, Scored]:
-        """By task, asking for what is not stored."""
+        """By task, asking a checkpoint for what is not stored; the test rows of tasks with validation rows are kept."""
+        scored = self._scores_on([task for task in self._tasks if task not in self._kept], model)
+        kept = {task.name: self._stored(model, task) for task in self._kept}
+        return scored | {name: found for name, found in kept.items() if found is not None}
+
+    def _scores_on(self, tasks: Sequence[Task], model: Model) -> dict[str, Scored]:
         scored: dict[str, Scored] = {}
         in_use = False
-        for task in self._tasks:
-            if model.name == FEW_SHOT and not self._shots(model, task):
+        for task in tasks:
+            if model.name.startswith(FEW_SHOT) and not self._shots(model, task):
                 continue
             found = self._stored(model, task)
             if found is not None:
                 self._run.answers(model.name, task.name).unlink(missing_ok=True)  # a kill came between
             else:
                 if not in_use:
-                    self._engine.use(model.weights)
+                    self._engine.use(model.weights, model.strength)
                     in_use = True
                 found = self._ask(model, task)
             scored[task.name] = found
@@ -254,7 +349,7 @@ class Evaluation:
             raise EvaluationError(f"{model.name}, {task.name}, {error}") from None
 
     def _shots(self, model: Model, task: Task) -> Sequence[Example]:
-        return self._few_shot[task.name].examples if model.name == FEW_SHOT and task.name in self._few_shot else ()
+        return self._prompts.get((model.name, task.name), ())
 
     def _digest(self, model: Model, task: Task) -> str:
         return task_digest(task, self._engine.settings, self._shots(model, task))
@@ -263,11 +358,24 @@ class Evaluation:
         return stored(self._run, model, task, self._digest(model, task))
 
 
+def _scaled(model: Model, strength: float) -> Model:
+    """A checkpoint with its adapter at some strength."""
+    digest = hashlib.sha256(f"{model.digest} at {strength!r}".encode()).hexdigest()
+    return replace(model, name=strength_name(model.name, strength), digest=digest, strength=strength)
+
+
 def print_summary(summary: Summary) -> None:
     """The comparison, and which checkpoint to ship."""
     step = summary.selection.step
     print(table(summary))
     print(f"\nBEST: {'none' if step is None else f'step {step}'}: {summary.selection.reason}")
+    if summary.strength is not None:
+        best = summary.strength.recommended
+        print(f"\n{strength_table(summary.strength)}\n")
+        print(f"strength: {'none' if best is None else f'{best:g}'}: {summary.strength.reason}")
+    for line in (*tried(summary), how_chosen(summary)):
+        if line is not None:
+            print(line)
 
 
 def _progress(model: Model, scored: Scored) -> None:

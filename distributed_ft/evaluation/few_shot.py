@@ -1,22 +1,35 @@
 """The rival of every fine-tune: the base model with a few training examples in its prompt."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from distributed_ft.config.schema import DataConfig, Source
 from distributed_ft.data.examples import TEXT, Example, Message
 from distributed_ft.data.reading import Reading, read
+from distributed_ft.evaluation.select import Candidate, earliest_as_good
 from distributed_ft.evaluation.task import Read, Request, question
 
 
 @dataclass(frozen=True)
+class Try:
+    """What `k` examples scored on a task's validation rows."""
+
+    k: int
+    score: float
+    stderr: float
+    n: int
+
+
+@dataclass(frozen=True)
 class FewShot:
-    """Examples that stand before every request of a task; `reason` says why they are fewer than asked for."""
+    """Examples that stand before every request of a task; `reason` says why they are fewer than asked for. `tried`:
+    from which numbers of them theirs was chosen."""
 
     requested: int
     examples: tuple[Example, ...]
     reason: str | None = None
+    tried: tuple[Try, ...] = ()
 
 
 def source_of_examples(config: DataConfig) -> Source:
@@ -52,6 +65,17 @@ def choose(train: Sequence[Example], k: int, seed: int, held_out: Sequence[Examp
     taken = {example.digest for example in varied}
     others = [example for example in order if example.digest not in taken]
     return tuple([*varied, *others][:k])
+
+
+def to_try(shots: Sequence[int], most: int) -> tuple[int, ...]:
+    """Of the numbers of examples asked for, those that can be shown, where `most` can; at least one, or none at all."""
+    return tuple(k for k in shots if k <= most) or ((most,) if most else ())
+
+
+def best_of(tried: Mapping[int, Sequence[float]]) -> int:
+    """How many examples to show: by the items' scores with each number of them, the fewest that do as well as the best
+    (`select.earliest_as_good`). A tie goes to fewer, as a prompt is paid for with each request."""
+    return earliest_as_good([Candidate(k, {"": tried[k]}, None) for k in sorted(tried)])[0].step
 
 
 def with_examples(request: Request, examples: Sequence[Example]) -> Request:

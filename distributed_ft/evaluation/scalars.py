@@ -29,7 +29,7 @@ def log(run: RunDirectory, scores: Scores, summary: Summary) -> None:
 
 def _scalars(scores: Scores, model: Model) -> Iterator[tuple[str, float]]:
     for task, scored in scores.of[model.name].items():
-        if scored.result.kind == "task":
+        if scored.result.kind != "general":
             for metric, value in {scored.result.metric: scored.result.score, **scored.result.scores}.items():
                 yield f"eval/{task}/{metric}", value
     general, lost = scores.general_mean(model.name), scores.forgotten(model.name)

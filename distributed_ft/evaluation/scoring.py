@@ -36,6 +36,12 @@ class Model:
     weights: Path | None  # of a checkpoint; None for the base
     digest: str | None  # of everything that its answers depend on but the prompt; None for a checkpoint that is gone
     step: int
+    strength: float = 1.0  # of its adapter
+
+
+def strength_name(checkpoint: str, strength: float) -> str:
+    """`step-00000500@0.50`."""
+    return f"{checkpoint}@{strength:.2f}" if round(strength, 2) == strength else f"{checkpoint}@{strength:g}"
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,12 @@ def stored(run: RunDirectory, model: Model, task: Task, digest: str) -> Scored |
         return None  # none, or one that a new score will replace
     same = model.digest in (None, result.model_digest) and result.task_digest == digest and len(samples) == result.n
     return Scored(result, tuple(samples), True) if same else None
+
+
+def adopt(run: RunDirectory, scored: Scored, name: str) -> None:
+    """Store a score under the name of another model, which is the same one: it is not asked twice."""
+    result = scored.result.model_copy(update={"model": name, "seconds": 0.0})
+    publish_result(run, result, scored.samples)
 
 
 def score(

@@ -1,5 +1,6 @@
-"""Which checkpoint to ship: the best on the tasks among those that kept the general skills. Pure."""
+"""Which checkpoint to ship, how many examples to show, when to stop training: one rule for better. Pure."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ class Candidate:
 
 
 TIE = 0.01  # of accuracy: what nobody would train longer for
+SLACK = 1e-12  # no choice is a matter of rounding
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,7 @@ def select(candidates: Sequence[Candidate], forgetting_budget: float) -> Selecti
             f"no checkpoint is inside the forgetting budget: the smallest mean drop on the general suite is "
             f"{least.mean_drop:.3f} (step {least.step}), the budget {forgetting_budget:g}",
         )
-    top = max(kept, key=lambda c: c.accuracy)  # max keeps the first, so the earlier at a tie
-    chosen = next(c for c in kept if c is top or _within_noise(c, top))
+    chosen, top = earliest_as_good(kept)
     share = f"{len(kept)} of {len(candidates)} checkpoints inside the forgetting budget of {forgetting_budget:g}"
     if chosen is top:
         return Selection(top.step, f"highest task accuracy, {top.accuracy:.3f}, among {share}")
@@ -68,11 +69,40 @@ def select(candidates: Sequence[Candidate], forgetting_budget: float) -> Selecti
     )
 
 
+def earliest_as_good(candidates: Sequence[Candidate]) -> tuple[Candidate, Candidate]:
+    """Of some in the order of steps: the first that is as good as the most accurate one, and that one."""
+    top = max(candidates, key=lambda c: c.accuracy)  # max keeps the first, so the earlier at a tie
+    return next(c for c in candidates if c is top or _within_noise(c, top)), top
+
+
 def inside(candidate: Candidate, forgetting_budget: float) -> bool:
     """Whether the checkpoint kept enough of the general suite; nothing can be lost without one."""
-    return candidate.mean_drop is None or candidate.mean_drop <= forgetting_budget + 1e-12  # not for rounding's sake
+    return candidate.mean_drop is None or candidate.mean_drop <= forgetting_budget + SLACK
 
 
 def _within_noise(earlier: Candidate, top: Candidate) -> bool:
     low, _ = paired_interval([(scores, top.tasks[name]) for name, scores in earlier.tasks.items()])
-    return low <= 0 and top.accuracy - earlier.accuracy <= TIE
+    return low <= SLACK and top.accuracy - earlier.accuracy <= TIE + SLACK
+
+
+@dataclass(frozen=True)
+class Trend:
+    """How the checkpoints of a training went: `waited` of them in a row, up to the newest, were no better than the best
+    before them, which is of `best_step` (None: none is inside the forgetting budget)."""
+
+    newest_step: int
+    best_step: int | None
+    waited: int
+
+
+def trend(candidates: Sequence[Candidate], forgetting_budget: float, min_delta: float) -> Trend | None:
+    """Where the training stands; None without a score. Better is more than `min_delta` above the best before, inside
+    the budget: what has forgotten too much cannot be shipped, and to train on does not bring it back."""
+    best, found, newest = -math.inf, None, None
+    for candidate in sorted((c for c in candidates if c.tasks), key=lambda c: c.step):
+        waited = 0 if newest is None else newest.waited
+        better = inside(candidate, forgetting_budget) and candidate.accuracy > best + min_delta + SLACK
+        if better:
+            best, found = candidate.accuracy, candidate.step
+        newest = Trend(candidate.step, found, 0 if better else waited + 1)
+    return newest

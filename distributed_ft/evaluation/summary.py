@@ -9,7 +9,8 @@ from distributed_ft.evaluation.forgetting import Forgetting, Suite, forgetting
 from distributed_ft.evaluation.scoring import Model, Scored
 from distributed_ft.evaluation.select import Candidate, Selection, inside, select
 from distributed_ft.evaluation.stats import Mean, mean, mean_of, paired_difference
-from distributed_ft.evaluation.task import CutOff
+from distributed_ft.evaluation.strength import Frontier
+from distributed_ft.evaluation.task import VALIDATION, CutOff
 from distributed_ft.records import SCHEMA
 
 BASE, FEW_SHOT = "base", "few-shot"
@@ -23,8 +24,26 @@ class Scores:
     of: Mapping[str, Mapping[str, Scored]]
 
     def by_task(self, model: str) -> dict[str, list[float]]:
-        """The items' scores on each task that the model is trained for."""
-        return {n: _items(s) for n, s in self.of[model].items() if s.result.kind == "task"}
+        """The items' scores on each task that the model is trained for, on test and on validation rows."""
+        return {n: _items(s) for n, s in self.of[model].items() if s.result.kind != "general"}
+
+    @property
+    def chosen_on(self) -> dict[str, str]:
+        """For each task that the base was asked: on the rows of which one choices are made, itself or its validation
+        rows'."""
+        kinds = {name: scored.result.kind for name, scored in self.of[BASE].items()}
+        rows = {task: task + VALIDATION for task, kind in kinds.items() if kind == "task"}
+        return {task: by if kinds.get(by) == "validation" else task for task, by in rows.items()}
+
+    def to_choose_by(self, model: str) -> dict[str, list[float]]:
+        """The items' scores that a model is chosen by."""
+        found = self.by_task(model)
+        return {name: found[name] for name in self.chosen_on.values() if name in found}
+
+    def judged_on_test(self) -> list[str]:
+        """The checkpoints that were asked the test rows of a task with validation rows, in the order of steps."""
+        kept = [task for task, by in self.chosen_on.items() if by != task]
+        return [model.name for model in self.checkpoints if any(task in self.of[model.name] for task in kept)]
 
     def general(self, model: str) -> list[Scored]:
         """The scores of each general suite; [] for few-shot, which is not asked them."""
@@ -50,6 +69,10 @@ class Scores:
         models = sorted([*self.models, model], key=lambda m: m.step)  # stable: base stays before few-shot
         return Scores(tuple(models), {**self.of, model.name: scored})
 
+    def with_more(self, model: Model, scored: Mapping[str, Scored]) -> "Scores":
+        """And further scores of a model that is among them."""
+        return Scores(self.models, {**self.of, model.name: {**self.of[model.name], **scored}})
+
     def of_models(self, keep: Callable[[Model], bool]) -> "Scores":
         """Of some of the models."""
         return Scores(tuple(model for model in self.models if keep(model)), self.of)
@@ -70,6 +93,8 @@ class Summary:
     selection: Selection
     budget: float
     cut_off: Mapping[str, CutOff]  # by task
+    everyone: tuple[Candidate, ...] = ()  # the candidates, and those that are gone
+    strength: Frontier | None = None  # of the selected checkpoint's adapter, where it was asked for
 
 
 def summarise(
@@ -97,13 +122,43 @@ def summarise(
     there = scores.of_models(lambda model: model.name not in removed)
     lost = {m.step: there.forgotten(m.name) for m in there.checkpoints}
     forgotten = {step: of_step for step, of_step in lost.items() if of_step is not None}
-    return Summary(there, few_shot, forgotten, candidates, selection, budget, cut_off)
+    return Summary(there, few_shot, forgotten, candidates, selection, budget, cut_off, everyone)
 
 
 def _candidates(scores: Scores) -> tuple[Candidate, ...]:
     lost = {model.name: scores.forgotten(model.name) for model in scores.checkpoints}
     drops = {name: of_model.mean_drop for name, of_model in lost.items() if of_model is not None}
-    return tuple(Candidate(m.step, scores.by_task(m.name), drops.get(m.name)) for m in scores.checkpoints)
+    return tuple(Candidate(m.step, scores.to_choose_by(m.name), drops.get(m.name)) for m in scores.checkpoints)
+
+
+def how_chosen(summary: Summary) -> str | None:
+    """What the way of choosing means for the score of the chosen checkpoint; None where there was no choice."""
+    scores, count = summary.scores, sum(bool(c.tasks) for c in summary.candidates)
+    on = scores.chosen_on
+    same = [task for task, by in on.items() if by == task]
+    apart = [task for task in on if task not in same]
+    told = []
+    if same and count > 1 and summary.selection.step is not None:
+        told.append(
+            f"the best of {count} checkpoints was chosen on the same rows of {', '.join(same)} that it is judged by, "
+            "so its score there is optimistic; validation rows (evaluation.tasks[].validation) keep the two apart"
+        )
+    asked = [str(model.step) for model in scores.checkpoints if model.name in scores.judged_on_test()]
+    if apart and asked:
+        only = f"step {asked[0]} only" if len(asked) == 1 else f"steps {', '.join(asked)}, which were chosen in turn"
+        base = "base, few-shot" if FEW_SHOT in scores.of else "base"
+        told.append(f"chosen on validation rows; the test rows of {', '.join(apart)} were asked of {base} and {only}")
+    return "; ".join(told) or None
+
+
+def tried(summary: Summary) -> list[str]:
+    """For each task, which numbers of examples were tried, and what they scored."""
+    return [
+        f"{task}: {len(f.examples)} examples in the few-shot prompt, the best on {f.tried[0].n} validation rows of "
+        + ", ".join(f"{each.k} ({each.score:.3f} ± {each.stderr:.3f})" for each in f.tried)
+        for task, f in summary.few_shot.items()
+        if f.tried
+    ]
 
 
 def as_json(summary: Summary) -> dict[str, Any]:
@@ -115,6 +170,9 @@ def as_json(summary: Summary) -> dict[str, Any]:
             "best_step": summary.selection.step,
             "reason": summary.selection.reason,
             "forgetting_budget": summary.budget,
+            "chosen_on": summary.scores.chosen_on,
+            "judged_on_test": summary.scores.judged_on_test(),
+            "how_chosen": how_chosen(summary),
             "candidates": [
                 {
                     "step": c.step,
@@ -132,9 +190,11 @@ def as_json(summary: Summary) -> dict[str, Any]:
                 "used": len(f.examples),
                 "ids": [e.id for e in f.examples],
                 "reason": f.reason,
+                "tried": [asdict(each) for each in f.tried],
             }
             for task, f in summary.few_shot.items()
         },
+        "strength": asdict(summary.strength) if summary.strength else None,
         "cut_off": {task: asdict(cut_off) for task, cut_off in summary.cut_off.items()},
         "paired": {m.name: _paired(summary.scores, m.name) for m in summary.scores.models if m.name != BASE},
     }
@@ -171,6 +231,20 @@ def table(summary: Summary) -> str:
             row.append(f"{lost.rate:.3f} [{lost.low:.3f}, {lost.high:.3f}]")
             row.append(f"{_signed(lost.mean_drop)} [{_signed(lost.drop_low)}, {_signed(lost.drop_high)}]")
         rows.append(row)
+    return _aligned(rows)
+
+
+def strength_table(frontier: Frontier) -> str:
+    """Strengths of an adapter, what each scores and what it loses."""
+    rows = [[f"step {frontier.step} at", "task accuracy", "mean drop", ""]]
+    for point in frontier.points:
+        lost = "" if point.mean_drop is None else _signed(point.mean_drop)
+        if point.mean_drop is not None and point.strength:
+            lost += f" [{_signed(point.drop_low or 0.0)}, {_signed(point.drop_high or 0.0)}]"
+        note = "base" if not point.strength else "" if point.inside_budget else "over budget"
+        if point.strength == frontier.recommended:
+            note = "recommended"
+        rows.append([f"{point.strength:g}", f"{point.accuracy:.3f} [{point.low:.3f}, {point.high:.3f}]", lost, note])
     return _aligned(rows)
 
 

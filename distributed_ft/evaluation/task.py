@@ -10,7 +10,8 @@ from typing import Literal, Protocol
 
 from distributed_ft.data.examples import Example, Message
 
-Kind = Literal["task", "general"]
+Kind = Literal["task", "general", "validation"]  # validation: the rows of a task that choices are made by
+VALIDATION = ".validation"  # behind the name of the task
 
 
 @dataclass(frozen=True)

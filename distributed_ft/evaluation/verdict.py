@@ -148,6 +148,8 @@ def decide(
     examples: int | None = None,
     no_prompt: str | None = None,
     task: str = "the task",
+    judged: CheckpointScores | None = None,
+    chosen: Reason | None = None,
 ) -> Verdict:
     """The verdict on the judged checkpoint (`judged_step`).
 
@@ -155,9 +157,11 @@ def decide(
         base, few_shot: their scores on the task.
         examples: in the prompt, as many as were asked for.
         no_prompt: why there cannot be such a prompt.
+        judged: the judged checkpoint by its scores on rows that it was not chosen by, where there are any.
+        chosen: what the way of choosing means for its score.
     """
     step = judged_step(checkpoints, selected, budget)
-    candidate = next((c for c in checkpoints if c.step == step), None)
+    candidate = judged if judged is not None else next((c for c in checkpoints if c.step == step), None)
     if candidate is None or candidate.task is None or candidate.versus_base is None:
         kept = (_kept(candidate.forgetting, budget),) if candidate and candidate.forgetting else ()
         return Verdict("not_enough_evidence", _nothing_to_judge(checkpoints, candidate, base), kept, selected)
@@ -167,6 +171,7 @@ def decide(
         _against_few_shot(candidate.versus_few_shot, prompt, no_prompt),
         _kept(candidate.forgetting, budget),
         *_beside_the_point(checkpoints, candidate, selected, budget),
+        *((chosen,) if chosen else ()),
     )
     score = f"step {candidate.step} scores {percent(candidate.task.score)} on {task}"
     beside = [f"base {percent(base.score)}" if base else "", f"few-shot {percent(few_shot.score)}" if few_shot else ""]

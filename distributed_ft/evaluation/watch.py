@@ -89,7 +89,7 @@ def _follow(
             step = summary.selection.step
             print(f"BEST: {'none' if step is None else f'step {step}'}", file=sys.stderr, flush=True)
         elif where.over:
-            print_summary(summary)
+            print_summary(evaluation.finish(scores))
             if not where.finished:
                 print(f"{where.says}; all that it left is scored", file=sys.stderr)
             return failed

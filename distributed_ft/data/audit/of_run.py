@@ -71,9 +71,11 @@ def _examples(chunk: Chunk, tolerant: bool) -> list[Any]:
 
 
 def _references(config: RunConfig) -> list[tuple[str, Reading, bool]]:
-    """Name, file, and whether a training row of it makes a score wrong: of validation only the loss is."""
+    """Name, file, and whether a training row of it makes a score wrong: of data.validation only the loss is."""
     suites = [(general_name(g), Reading(_SHIPPED_SUITE if g == "shipped" else g)) for g in config.evaluation.general]
     tasks = [(task.name, Reading.of(task)) for task in config.evaluation.tasks]
+    apart = [(f"{task.name}.validation", task.validation_file) for task in config.evaluation.tasks]
+    tasks += [(name, Reading.of(file)) for name, file in apart if file is not None]  # a fraction is among its rows
     found = [(name, reading, True) for name, reading in [*tasks, *suites]]
     validation = config.data.validation_file
     if validation is not None and Reading.of(validation) not in [reading for _, reading, _ in found]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distributed_ft.artifacts import Checkpoint, RunDirectory, read_json, read_json_lines, step_name
+from distributed_ft.config.schema import AUTO_SHOTS
 from distributed_ft.errors import CheckpointError
 from distributed_ft.evaluation.report.evidence import (
     CheckpointScores,
@@ -14,11 +15,12 @@ from distributed_ft.evaluation.report.evidence import (
     Evidence,
     Files,
     Missing,
+    Prompt,
     Training,
 )
 from distributed_ft.evaluation.report.samples import side_by_side
-from distributed_ft.evaluation.report.scores import Scores
-from distributed_ft.evaluation.task import CutOff
+from distributed_ft.evaluation.report.scores import BASE, Scores
+from distributed_ft.evaluation.task import VALIDATION, CutOff
 from distributed_ft.evaluation.verdict import inside_budget, judged_step
 
 DEFAULT_BUDGET = 0.05  # as in config/schema.py, for a run directory without config.json
@@ -39,11 +41,13 @@ def collect(path: Path) -> Evidence:
     records = read_json_lines(run.metrics)
     curves = _curves(records)
     summary = _read(run.evaluation / "summary.json")
-    checkpoints = _checkpoints(run, scores, curves)
+    tasks, general = scores.tasks("task"), scores.tasks("general")
+    by = _chosen_on(config, scores)
+    checkpoints = _checkpoints(run, scores, curves, [by[task] for task in tasks])
     best = _best(run, summary, checkpoints, budget)
     step = judged_step(checkpoints, best, budget)
     model = None if step is None else step_name(step)
-    tasks, general = scores.tasks("task"), scores.tasks("general")
+    judged_on = tasks if all(scores.result(model, task) for task in tasks) else [by[task] for task in tasks]
     no_prompt = _no_prompt(summary)
     chosen = _at(summary, "selection", "best_step")
     unselected = (
@@ -58,32 +62,65 @@ def collect(path: Path) -> Evidence:
         budget=budget,
         few_shot_examples=_examples(config, summary),
         no_prompt=no_prompt,
-        tasks=tuple(c for c in (scores.compare([task], model) for task in tasks) if c is not None),
-        task=scores.compare(tasks, model),
+        tasks=tuple(c for c in (scores.compare([task], model) for task in judged_on) if c is not None),
+        task=scores.compare(judged_on, model),
         general=scores.compare(general, model),
         checkpoints=checkpoints,
         best_step=best,
         selection_reason=_text(_at(summary, "selection", "reason")),
         judged_step=step,
         skills=scores.skills(model),
-        samples=side_by_side(scores, model),
+        samples=side_by_side(scores, model, judged_on),
         curves=curves,
         training=_training(records),
         evaluation_seconds=scores.seconds(),
         cut_off=_cut_off(summary),
-        missing=_missing(path, config, checkpoints, scores, curves, unselected=unselected, no_prompt=no_prompt),
+        missing=_missing(
+            path,
+            config,
+            checkpoints,
+            scores,
+            curves,
+            unselected=unselected,
+            no_prompt=no_prompt,
+            untested=best if step == best and judged_on != tasks else None,
+        ),
+        choosing=scores.compare(list(by.values()), model) if judged_on != list(by.values()) else None,
+        how_chosen=_text(_at(summary, "selection", "how_chosen")),
+        optimistic=best is not None and any(task == rows for task, rows in by.items()),
+        prompts=_prompts(summary),
     )
 
 
-def _checkpoints(run: RunDirectory, scores: Scores, curves: Curves) -> tuple[CheckpointScores, ...]:
-    """Those on disk and those that were evaluated before `checkpoint.keep` removed them, oldest first."""
+def _chosen_on(config: dict[str, Any], scores: Scores) -> dict[str, str]:
+    """For each task: the one whose rows the checkpoints were chosen by, itself or that of its validation rows."""
+    entries = _at(config, "evaluation", "tasks")
+    named = {entry.get("name") for entry in entries or () if isinstance(entry, dict) and entry.get("validation")}
+    rows = {task: task + VALIDATION for task in scores.tasks("task")}
+    return {task: by if task in named and scores.result(BASE, by) else task for task, by in rows.items()}
+
+
+def _prompts(summary: dict[str, Any]) -> tuple[Prompt, ...]:
+    by_task = summary.get("few_shot")
+    return tuple(
+        Prompt(task, entry["used"], tuple((t["k"], t["score"]) for t in entry["tried"]), entry["tried"][0]["n"])
+        for task, entry in (by_task.items() if isinstance(by_task, dict) else ())
+        if entry.get("tried")
+    )
+
+
+def _checkpoints(
+    run: RunDirectory, scores: Scores, curves: Curves, tasks: Sequence[str]
+) -> tuple[CheckpointScores, ...]:
+    """Those on disk and those that were evaluated before `checkpoint.keep` removed them, oldest first; their scores on
+    `tasks`."""
     on_disk = {checkpoint.step: checkpoint for checkpoint in run.all_checkpoints()}
     evaluated = {int(model.removeprefix("step-")) for model in scores.models() if model.startswith("step-")}
     validation = dict(zip(curves.validation_steps, curves.validation_loss, strict=True))
     rows = []
     for step in sorted(on_disk.keys() | evaluated):
         model = step_name(step)
-        task = scores.compare(scores.tasks("task"), model)
+        task = scores.compare(tasks, model)
         general = scores.compare(scores.tasks("general"), model)
         rows.append(
             CheckpointScores(
@@ -132,6 +169,8 @@ def _examples(config: dict[str, Any], summary: dict[str, Any]) -> int | None:
     by_task = summary.get("few_shot")
     used = {_at(entry, "used") for entry in by_task.values()} if isinstance(by_task, dict) else set()
     asked = used.pop() if len(used) == 1 else _at(config, "evaluation", "few_shot")
+    if asked == "auto" or isinstance(asked, list):  # by task, or not chosen yet
+        asked = None if used else max(asked if isinstance(asked, list) else AUTO_SHOTS)
     return asked if isinstance(asked, int) else None
 
 
@@ -205,6 +244,7 @@ def _missing(
     *,
     unselected: bool,
     no_prompt: str | None,
+    untested: int | None,
 ) -> tuple[Missing, ...]:
     """In the order in which a user would go about it."""
     run = shlex.quote(str(path))
@@ -231,6 +271,10 @@ def _missing(
         absent.append(Missing(f"Scores of step {', '.join(str(s) for s in unscored)}", evaluate))
     if not unscored and unselected:
         absent.append(Missing("The selected checkpoint (evaluation/summary.json)", evaluate))
+    if untested is not None:
+        absent.append(
+            Missing(f"The score of step {untested} on the test rows: these are its validation rows", evaluate)
+        )
     if config and not evaluation.get("general"):
         absent.append(Missing("What it forgot", f"{evaluate} 'evaluation.general=[shipped]'"))
     elif tasks and not scores.tasks("general"):

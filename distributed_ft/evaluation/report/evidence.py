@@ -3,7 +3,7 @@
 Scores and rates are shares in [0, 1]; `low` and `high` bound 95% intervals; losses are nats per supervised token.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from distributed_ft.evaluation.task import CutOff
@@ -143,6 +143,16 @@ class Missing:
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """How many examples were chosen for the prompt of a task, and the validation score of each number tried."""
+
+    task: str
+    used: int
+    tried: tuple[tuple[int, float], ...]
+    n: int  # validation rows
+
+
+@dataclass(frozen=True)
 class Training:
     """Cost of the run, summed over `metrics.jsonl`."""
 
@@ -182,7 +192,17 @@ class Evidence:
     evaluation_seconds: float
     cut_off: dict[str, CutOff]  # by task
     missing: tuple[Missing, ...]
+    choosing: TaskComparison | None = None  # on the rows of `checkpoints`, where `task` is of other ones: see below
+    how_chosen: str | None = None  # what the way of choosing means for the score of the chosen one
+    optimistic: bool = False  # it was chosen on rows that it is judged by
+    prompts: tuple[Prompt, ...] = ()  # few-shot prompts that were chosen, by task
 
     @property
     def judged(self) -> CheckpointScores | None:
-        return next((c for c in self.checkpoints if c.step == self.judged_step), None)
+        """The judged checkpoint with its scores on the rows of `task`: test rows, while the checkpoints are chosen and
+        compared with one another (`checkpoints`, `choosing`) on validation rows, where there are any."""
+        row = next((c for c in self.checkpoints if c.step == self.judged_step), None)
+        if row is None or self.task is None or self.task.tuned is None:
+            return row
+        on = self.task
+        return replace(row, task=on.tuned, versus_base=on.versus_base, versus_few_shot=on.versus_few_shot)

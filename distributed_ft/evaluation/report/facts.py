@@ -34,6 +34,24 @@ def settings(config: dict[str, Any]) -> Facts:
     return [(label, str(value)) for label, value in facts if value not in (None, "")]
 
 
+def prompts(evidence: Evidence) -> list[str]:
+    """For each task whose number of examples was chosen: which were tried, and what they scored."""
+    return [
+        f"{prompt.task}: {prompt.used} in the few-shot prompt, the best on {number(prompt.n)} validation rows of "
+        + ", ".join(f"{k} ({100 * score:.1f}%)" for k, score in prompt.tried)
+        for prompt in evidence.prompts
+    ]
+
+
+def rows_of_checkpoints(evidence: Evidence) -> str | None:
+    """By which rows the checkpoints are told apart, where that is not as everywhere else."""
+    if evidence.choosing is None:
+        return None
+    items = evidence.choosing.base or evidence.choosing.tuned
+    told = f", {number(items.n)} items" if items else ""
+    return f"Task scores here are on validation rows ({evidence.choosing.name}{told}), by which the best is chosen"
+
+
 def data(evidence: Evidence) -> Facts:
     """Files and counts from `data/report.json` and the settings."""
     stored = evidence.data

@@ -59,6 +59,8 @@ def render(evidence: Evidence, verdict: Verdict, findings: tuple[Finding, ...]) 
         sample_title=SAMPLE_TITLE,
         settings=facts.settings(evidence.config),
         data=facts.data(evidence),
+        prompts=facts.prompts(evidence),
+        rows=facts.rows_of_checkpoints(evidence),
         data_findings=facts.data_findings(evidence),
         data_files=data_section.files(evidence),
         drawing=Markup,
@@ -77,7 +79,7 @@ def render(evidence: Evidence, verdict: Verdict, findings: tuple[Finding, ...]) 
 def drawings(evidence: Evidence, verdict: Verdict) -> Drawings:
     """Each plot for a wide page and for a phone."""
     chosen = verdict.best_step is not None and evidence.judged_step == verdict.best_step
-    task = evidence.task
+    task = evidence.choosing or evidence.task
     sizes = (plots.WIDE, plots.NARROW)
     by_checkpoint = [
         plots.checkpoint_plot(

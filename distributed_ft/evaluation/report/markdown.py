@@ -91,7 +91,8 @@ def _three_ways(evidence: Evidence) -> str:
     if not rows:
         return ""
     header = ("Task", "Model", "Score", "95% interval", "Tuned minus this", "95%, paired", "Items")
-    return "## Base, few-shot prompt, tuned\n\n" + table(header, rows, left=2)
+    tried = "".join(f"\n\nExamples of {_inline(line)}." for line in facts.prompts(evidence))
+    return "## Base, few-shot prompt, tuned\n\n" + table(header, rows, left=2) + tried
 
 
 def _comparison_rows(comparison: TaskComparison, evidence: Evidence) -> list[tuple[str, ...]]:
@@ -126,7 +127,9 @@ def _by_checkpoint(evidence: Evidence) -> str:
     header = ("Step", "Task score", "95% interval", "Against base", "Mean drop", "95% interval", "Val. loss", "Note")
     rows = [_checkpoint_row(row, evidence) for row in evidence.checkpoints]
     why = f"\n\nSelection: {_inline(evidence.selection_reason)}." if evidence.selection_reason else ""
-    return f"## By checkpoint\n\n{table(header, rows)}{why}"
+    which = facts.rows_of_checkpoints(evidence)
+    told = f"\n\n{_inline(which)}." if which else ""
+    return f"## By checkpoint\n\n{table(header, rows)}{told}{why}"
 
 
 def _checkpoint_row(row: CheckpointScores, evidence: Evidence) -> tuple[str, ...]:

@@ -10,9 +10,9 @@ from distributed_ft.records import Sample
 SHOWN = 3  # items of each kind
 
 
-def side_by_side(scores: Scores, model: str | None) -> tuple[SampleGroup, ...]:
-    """Task items fixed, broken and still wrong, and general items forgotten, each kind in the task's order."""
-    task = [row for name in scores.tasks("task") for row in _rows(scores, name, model)]
+def side_by_side(scores: Scores, model: str | None, tasks: Sequence[str]) -> tuple[SampleGroup, ...]:
+    """Items of `tasks` fixed, broken and still wrong, and general items forgotten, each kind in the task's order."""
+    task = [row for name in tasks for row in _rows(scores, name, model)]
     general = [row for name in scores.tasks("general") for row in _rows(scores, name, model)]
     return tuple(
         group

@@ -3,7 +3,6 @@
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Literal
 
 from pydantic import ValidationError
 
@@ -11,6 +10,7 @@ from distributed_ft.artifacts import RunDirectory
 from distributed_ft.errors import CheckpointError
 from distributed_ft.evaluation import forgetting, stats
 from distributed_ft.evaluation.report.evidence import Difference, Estimate, Forgetting, Skill, TaskComparison
+from distributed_ft.evaluation.task import Kind
 from distributed_ft.records import Sample, TaskResult
 
 BASE, FEW_SHOT = "base", "few-shot"
@@ -58,7 +58,7 @@ class Scores:
             raise CheckpointError(f"{run.evaluation}: a result.json that is none ({error}); evaluate again") from None
         self._samples: dict[tuple[str, str], list[Sample]] = {}
 
-    def tasks(self, kind: Literal["task", "general"]) -> list[str]:
+    def tasks(self, kind: Kind) -> list[str]:
         return list(dict.fromkeys(r.task for r in self._results.values() if r.kind == kind))
 
     def seconds(self) -> float:

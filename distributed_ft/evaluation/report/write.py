@@ -12,7 +12,7 @@ from distributed_ft.evaluation.diagnose import Finding, diagnose
 from distributed_ft.evaluation.report import html, markdown
 from distributed_ft.evaluation.report.collect import collect
 from distributed_ft.evaluation.report.evidence import CheckpointScores, Difference, Estimate, Evidence, TaskComparison
-from distributed_ft.evaluation.verdict import Verdict, decide, is_catastrophic
+from distributed_ft.evaluation.verdict import Reason, Verdict, decide, is_catastrophic
 from distributed_ft.records import SCHEMA
 
 
@@ -45,6 +45,8 @@ def write(run_dir: Path) -> Report:
         examples=evidence.few_shot_examples,
         no_prompt=evidence.no_prompt,
         task=task.name if task else "the task",
+        judged=evidence.judged,
+        chosen=_how_chosen(evidence),
     )
     findings = diagnose(evidence)
     run = RunDirectory(run_dir)
@@ -53,6 +55,15 @@ def write(run_dir: Path) -> Report:
     write_atomic(report.markdown, markdown.render(evidence, verdict, findings))
     write_atomic(report.html, html.render(evidence, verdict, findings))
     return report
+
+
+def _how_chosen(evidence: Evidence) -> Reason | None:
+    """A step of the argument where the judged checkpoint is the chosen one: it holds where that was done on other
+    rows."""
+    told = evidence.how_chosen
+    if told is None or evidence.judged_step != evidence.best_step:
+        return None
+    return Reason(None if evidence.optimistic else True, f"{told[0].upper()}{told[1:]}.")
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -68,6 +79,9 @@ def as_json(report: Report) -> dict[str, Any]:
         "reasons": [asdict(reason) for reason in verdict.reasons],
         "best_step": verdict.best_step,
         "judged_step": evidence.judged_step,
+        "choosing": _comparison(evidence.choosing) if evidence.choosing else None,
+        "how_chosen": evidence.how_chosen,
+        "prompts": [asdict(prompt) for prompt in evidence.prompts],
         "task": _comparison(evidence.task),
         "tasks": {task.name: _comparison(task) for task in evidence.tasks},
         "general": _comparison(evidence.general),

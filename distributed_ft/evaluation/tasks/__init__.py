@@ -2,25 +2,44 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import assert_never
 
 from distributed_ft.config.schema import EvaluationConfig, TaskConfig
 from distributed_ft.data.reading import Reading, read_examples
 from distributed_ft.errors import ConfigError
-from distributed_ft.evaluation.task import Kind, Task
+from distributed_ft.evaluation.task import VALIDATION, Kind, Task
 from distributed_ft.evaluation.tasks.exact_match import ExactMatch
 from distributed_ft.evaluation.tasks.json_fields import json_fields
 from distributed_ft.evaluation.tasks.rule import Rule, RuledTask
+from distributed_ft.evaluation.tasks.validation import refuse_shared, split
 
 SHIPPED_GENERAL = Path(__file__).parents[2] / "assets" / "general" / "test.jsonl"
 SHIPPED_NAME = "general"
 
 
-def build_task(config: TaskConfig, kind: Kind = "task") -> Task:
+def build_task(config: TaskConfig, kind: Kind = "task") -> RuledTask:
     """The task, its rows read and checked. Raises ConfigError or DataError, naming file, line or key."""
     rule = _rule(config)
     return RuledTask(config.name, tuple(read_examples(Reading.of(config))), rule, kind)
+
+
+def with_validation(config: TaskConfig) -> list[Task]:
+    """The task, and behind it the one of the rows that choices are made by, where it has some: of kind `validation`,
+    with a name of its own. Raises as `build_task`, and DataError for validation rows that are test rows too, or where
+    no row would be left."""
+    task = build_task(config)
+    if config.validation is None:
+        return [task]
+    if isinstance(config.validation, float):
+        test, rows = split(task.name, task.rows, config.validation)
+    else:
+        assert config.validation_file is not None
+        test, rows = task.rows, tuple(read_examples(Reading.of(config.validation_file)))
+        refuse_shared(task.name, test, rows)
+    by = replace(task, name=task.name + VALIDATION, rows=rows, kind="validation")
+    return [replace(task, rows=test), by]
 
 
 def _rule(config: TaskConfig) -> Rule:
@@ -49,8 +68,12 @@ def general_task(entry: str) -> Task:
 
 
 def build_tasks(config: EvaluationConfig) -> tuple[Task, ...]:
-    """Tasks first, then the general suite, in the order written. Raises ConfigError when two have one name."""
-    tasks: Sequence[Task] = [build_task(t) for t in config.tasks] + [general_task(entry) for entry in config.general]
+    """Tasks first, each with its validation rows behind it, then the general suite, in the order written. Raises
+    ConfigError when two have one name."""
+    tasks: Sequence[Task] = [
+        *(task for entry in config.tasks for task in with_validation(entry)),
+        *(general_task(entry) for entry in config.general),
+    ]
     names = [task.name for task in tasks]
     for name in names:
         if names.count(name) > 1:

@@ -189,6 +189,89 @@ def test_wrong_data_is_refused(problems: Problems, data: str, said: str) -> None
     assert problems(f"name: x\nmodel: {{base: ./base}}\ndata: {data}\n") == [f"run.yaml:3: {said}"]
 
 
+CHOICES = {
+    "{early_stop: {}, tasks: []}": (
+        "evaluation.early_stop: goes by the accuracy on evaluation.tasks, and there are none; name a task, or remove it"
+    ),
+    "{early_stop: 3}": "evaluation.early_stop: 3 is not a section of keys; write `early_stop: {key: value}`, or remove "
+    "the line",
+    "{early_stop: {patience: 0}, tasks: [{name: t, path: more.jsonl}]}": (
+        "evaluation.early_stop.patience: 0 must be greater than 0"
+    ),
+    "{early_stop: {patince: 2}, tasks: [{name: t, path: more.jsonl}]}": (
+        "evaluation.early_stop.patince: unknown key; did you mean 'patience'?"
+    ),
+    "{few_shot: auto, tasks: [{name: t, path: more.jsonl}]}": (
+        "evaluation.few_shot: auto is a choice, made on validation rows, and task 't' has none (made on the rows that "
+        "it is judged by, it would flatter the prompt); give evaluation.tasks[0].validation, or one number"
+    ),
+    "{few_shot: [4, 2], tasks: [{name: t, path: more.jsonl}]}": (
+        "evaluation.few_shot: [2, 4] is a choice, made on validation rows, and task 't' has none (made on the rows "
+        "that it is judged by, it would flatter the prompt); give evaluation.tasks[0].validation, or one number"
+    ),
+    "{adapter_strength: [0.5]}": (
+        "evaluation.adapter_strength: weighs accuracy on evaluation.tasks against forgetting, and there are none; name "
+        "a task, or remove it"
+    ),
+    "{adapter_strength: [1.5]}": "evaluation.adapter_strength[0]: 1.5 must be less than 1",
+    "{few_shot: []}": "evaluation.few_shot: is empty; write a number of examples, auto, or [2, 4, 8]",
+    "{few_shot: [0, 2]}": "evaluation.few_shot[0]: 0 must be greater than 0",
+    "{few_shot: all}": "evaluation.few_shot: 'all' is not a choice; choices: auto",
+    "{few_shot: 2.5}": (
+        "evaluation.few_shot: 2.5 is neither a number of examples, auto, nor a list of numbers such as [2, 4, 8]"
+    ),
+    "{tasks: [{name: t, path: more.jsonl, validation: 1.5}]}": (
+        "evaluation.tasks[0].validation: 1.5 must be less than 1"
+    ),
+    "{tasks: [{name: t, path: more.jsonl, validation: mroe.jsonl}]}": (
+        "evaluation.tasks[0].validation: mroe.jsonl: no such file; did you mean more.jsonl?"
+    ),
+    "{tasks: [{name: t, path: more.jsonl, validation: {path: mroe.jsonl}}]}": (
+        "evaluation.tasks[0].validation.path: mroe.jsonl: no such file; did you mean more.jsonl?"
+    ),
+    "{tasks: [{name: t, path: more.jsonl, validation: [more.jsonl]}]}": (
+        "evaluation.tasks[0].validation: a list is neither a path, a fraction such as 0.3, nor {path: …, columns: …}"
+    ),
+}
+
+
+@pytest.mark.parametrize(("evaluation", "said"), CHOICES.items())
+def test_choices_without_what_they_are_made_by_are_refused(problems: Problems, evaluation: str, said: str) -> None:
+    text = f"name: x\nmodel: {{base: ./base}}\ndata: {{train: train.jsonl}}\nevaluation: {evaluation}\n"
+    assert problems(text) == [f"run.yaml:4: {said}"]
+
+
+@pytest.mark.parametrize(
+    ("method", "what"), [("{type: full}", "method.type: full"), ("{type: lora, dora: true}", "method.dora: true")]
+)
+def test_the_strength_of_what_is_no_plain_lora_is_refused(problems: Problems, method: str, what: str) -> None:
+    head = f"name: x\nmodel: {{base: ./base}}\nmethod: {method}\ndata: {{train: train.jsonl}}\n"
+    text = f"{head}evaluation: {{adapter_strength: [0.5], tasks: [{{name: t, path: more.jsonl}}]}}\n"
+    assert problems(text) == [
+        f"run.yaml:5: evaluation.adapter_strength: cannot be used with {what}: only LoRA's difference to the base can "
+        "be scaled (lora and qlora, without dora); remove it"
+    ]
+
+
+def test_validation_rows_are_read_like_the_task_and_found_beside_run_yaml(run_yaml: Write, folder: Path) -> None:
+    task = "{name: t, path: more.jsonl, columns: {prompt: q, completion: a}, validation: train.jsonl}"
+    config = load(
+        run_yaml(f"name: x\nmodel: {{base: a/b}}\ndata: {{train: train.jsonl}}\nevaluation: {{tasks: [{task}]}}")
+    )
+    (found,) = config.config.evaluation.tasks
+    assert found.validation_file is not None
+    assert found.validation_file.path == str(folder / "train.jsonl")
+    assert found.validation_file.columns == {"prompt": "q", "completion": "a"}
+
+
+@pytest.mark.parametrize(("few_shot", "shots"), [("4", (4,)), ("0", (0,)), ("[4]", (4,)), ("[8, 2, 2]", (2, 8))])
+def test_numbers_of_examples_are_tried_in_order(run_yaml: Write, few_shot: str, shots: tuple[int, ...]) -> None:
+    task = "{name: t, path: more.jsonl, validation: 0.5}"
+    head = "name: x\nmodel: {base: a/b}\ndata: {train: train.jsonl}\n"
+    text = f"{head}evaluation: {{few_shot: {few_shot}, tasks: [{task}]}}"
+    assert load(run_yaml(text)).config.evaluation.shots == shots
+
+
 BASES = {
     "./gone": "gone: no such directory",
     "./bsae": "bsae: no such directory; did you mean base?",

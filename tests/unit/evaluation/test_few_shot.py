@@ -8,7 +8,15 @@ import pytest
 from distributed_ft.config.schema import DataConfig
 from distributed_ft.data.examples import Example, Message
 from distributed_ft.data.reading import read_examples
-from distributed_ft.evaluation.few_shot import choose, fitted, rows_to_show, source_of_examples, with_examples
+from distributed_ft.evaluation.few_shot import (
+    best_of,
+    choose,
+    fitted,
+    rows_to_show,
+    source_of_examples,
+    to_try,
+    with_examples,
+)
 from distributed_ft.evaluation.task import Generate, Request
 
 
@@ -112,3 +120,27 @@ def test_examples_are_read_as_the_training_reads_them_and_only_what_answers_is_s
 def test_real_rows(files: Path) -> None:
     train, held_out = read_examples(files / "examples.jsonl"), read_examples(files / "people.jsonl")
     assert {e.group for e in choose(train, 2, 0, held_out)} == {"vip", "plain"}
+
+
+@pytest.mark.parametrize(
+    ("shots", "most", "expected"),
+    [
+        ((1, 2, 4, 8), 8, (1, 2, 4, 8)),
+        ((1, 2, 4, 8), 5, (1, 2, 4)),
+        ((4, 8), 3, (3,)),
+        ((4, 8), 0, ()),
+        ((4,), 9, (4,)),
+    ],
+)
+def test_numbers_are_tried_as_far_as_their_examples_fit(
+    shots: tuple[int, ...], most: int, expected: tuple[int, ...]
+) -> None:
+    assert to_try(shots, most) == expected
+
+
+@pytest.mark.parametrize(
+    ("right", "best"),
+    [({1: 20, 2: 60, 4: 90}, 4), ({1: 20, 2: 90, 4: 90}, 2), ({1: 89, 2: 60, 4: 90}, 1), ({4: 0, 1: 0, 2: 0}, 1)],
+)
+def test_the_fewest_examples_that_do_as_well_as_the_best_are_shown(right: dict[int, int], best: int) -> None:
+    assert best_of({k: [1.0] * n + [0.0] * (100 - n) for k, n in right.items()}) == best

@@ -1,6 +1,6 @@
 import pytest
 
-from distributed_ft.evaluation.select import Candidate, inside, select
+from distributed_ft.evaluation.select import TIE, Candidate, Trend, inside, select, trend
 
 
 def items(right: int, n: int = 200) -> list[float]:
@@ -51,3 +51,33 @@ def test_tasks_count_the_same_whatever_their_size() -> None:
 
 def test_inside_is_not_a_matter_of_rounding() -> None:
     assert inside(candidate(1, 1, 0.1 + 0.2), 0.3)
+
+
+@pytest.mark.parametrize("right", range(100, 199))
+def test_a_tie_is_not_a_matter_of_rounding(right: int) -> None:
+    top = candidate(2, right + 2, 0.0)
+    assert top.accuracy - candidate(1, right, 0.0).accuracy == pytest.approx(TIE)
+    assert select([candidate(1, right, 0.0), top], 0.05).step == 1
+
+
+@pytest.mark.parametrize(
+    ("scores", "min_delta", "expected"),
+    [
+        pytest.param([(100, 0), (120, 0), (140, 0)], 0.0, Trend(3, 3, 0), id="it rises"),
+        pytest.param([(100, 0), (140, 0), (140, 0), (139, 0)], 0.0, Trend(4, 2, 2), id="as good is not better"),
+        pytest.param([(100, 0), (140, 0), (130, 0), (141, 0)], 0.0, Trend(4, 4, 0), id="it rises again"),
+        pytest.param([(100, 0), (110, 0), (120, 0)], 0.05, Trend(3, 3, 0), id="the delta is of the best, not the last"),
+        pytest.param([(100, 0), (110, 0), (110, 0)], 0.05, Trend(3, 1, 2), id="a rise by the delta is none"),
+        pytest.param([(100, 0), (190, 0.2), (195, 0.3)], 0.0, Trend(3, 1, 2), id="what has forgotten is no better"),
+        pytest.param([(100, 0.2), (190, 0.2)], 0.0, Trend(2, None, 2), id="none inside the budget"),
+    ],
+)
+def test_how_long_a_training_has_not_helped(scores: list[tuple[int, float]], min_delta: float, expected: Trend) -> None:
+    candidates = [candidate(step, right, drop) for step, (right, drop) in enumerate(scores, 1)]
+    assert trend(candidates, 0.05, min_delta) == expected
+    assert trend(candidates[::-1], 0.05, min_delta) == expected
+
+
+def test_without_a_score_there_is_no_trend() -> None:
+    assert trend([], 0.05, 0.0) is None
+    assert trend([Candidate(1, {}, 0.0)], 0.05, 0.0) is None

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from distributed_ft.config.schema import Source
+from distributed_ft.config.schema import EvaluationConfig, Source, TaskConfig
 from distributed_ft.data.audit.of_run import audit_of
 
 
@@ -38,3 +38,20 @@ def test_each_split_of_a_folder_has_its_own_statistics(rows, make_config, write_
     }
     (size,) = (f for f in found["findings"] if f["id"] == "size")
     assert size["count"] == 69
+
+
+def test_a_training_row_among_a_tasks_validation_rows_is_contamination(rows, make_config, write_rows, tmp_path):
+    train, test = (
+        str(write_rows("train.jsonl", rows)),
+        str(write_rows("test.jsonl", [{"prompt": "a?", "completion": "b"}])),
+    )
+    by = str(
+        write_rows("by.jsonl", [rows[4], {"prompt": "What is a dozen times a score?", "completion": "It is 240."}])
+    )
+    task = TaskConfig(name="squares", path=test, validation=by)
+    config = make_config(train=train, audit={"kind": "style"})
+    config = config.model_copy(update={"evaluation": EvaluationConfig(tasks=(task,), general=())})
+    found = {f["id"]: f for f in audit_of(config, tmp_path / "audit")["findings"]}
+    assert found["contamination.squares.validation"]["severity"] == "error"
+    assert found["contamination.squares.validation"]["rows"] == [5]
+    assert "contamination.squares" not in found
