@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from distributed_ft.artifacts import RunDirectory
 from distributed_ft.data.chat import render_prompt
@@ -18,6 +18,7 @@ from distributed_ft.evaluation.engines import TransformersEngine
 from distributed_ft.evaluation.forgetting import Suite, forgetting
 from distributed_ft.evaluation.strength import Scaled, frontier, recommend
 from distributed_ft.evaluation.task import Choose
+from launcher.cli import main
 
 MakeRun = Callable[..., RunDirectory]
 ASK = (Message("user", "who is Ann?"),)
@@ -126,3 +127,78 @@ def test_the_driver_scores_the_selected_adapter_at_each_strength(
     evaluate(run.path)
     assert json.loads((run.evaluation / "summary.json").read_text()) == summary
     assert "stored before" in capsys.readouterr().err
+
+
+def logits(model: torch.nn.Module, prompt: list[int]) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model.eval()(torch.tensor([prompt])).logits
+    return found
+
+
+def peft_at(base: Path, adapter: Path) -> torch.nn.Module:
+    return PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(base, dtype=torch.float32), adapter)
+
+
+def test_an_exported_adapter_and_a_merged_model_have_the_logits_of_the_scaled_one(
+    make_run: MakeRun,
+    adapters: dict[str, Path],
+    base: Path,
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    engine: TransformersEngine,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = make_run({10: adapters["kept"]}, adapter_strength=[0.5])
+    run.run_yaml.write_text("")
+    asked = ["export", str(run.path), "--checkpoint", "10"]
+    prompt = render_prompt(tokenizer, ASK)
+    assert main([*asked, "--out", str(tmp_path / "half"), "--scale", "0.5"]) == 0
+    assert "wrote an adapter into" in (said := capsys.readouterr().out)
+    assert "step-00000010 at strength 0.5" in said
+    engine.use(adapters["kept"], 0.5)
+    expected = logits(engine._loaded, prompt)
+    torch.testing.assert_close(logits(peft_at(base, tmp_path / "half"), prompt), expected, atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(logits(peft_at(base, adapters["kept"]), prompt), expected, atol=1e-2)
+
+    assert main([*asked, "--out", str(tmp_path / "whole")]) == 0
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (tmp_path / "whole" / name).read_bytes() == (adapters["kept"] / name).read_bytes()
+
+    assert main([*asked, "--out", str(tmp_path / "merged"), "--scale", "0.5", "--merge"]) == 0
+    merged = LlamaForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    torch.testing.assert_close(logits(merged, prompt), expected, atol=1e-4, rtol=1e-4)
+    assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template == tokenizer.chat_template
+
+    capsys.readouterr()
+    refused = {
+        "--out is there": ["--out", str(tmp_path / "half")],
+        "recommends no strength for step 10": ["--out", str(tmp_path / "x"), "--scale", "recommended"],
+        "'much' is neither a number": ["--out", str(tmp_path / "x"), "--scale", "much"],
+        "'-1' is neither a number": ["--out", str(tmp_path / "x"), "--scale=-1"],
+    }
+    for says, more in refused.items():
+        assert main([*asked, *more]) == 2
+        assert says.removeprefix("--out ") in capsys.readouterr().err
+    assert main(["export", str(run.path), "--out", str(tmp_path / "x"), "--checkpoint", "11"]) == 2
+    assert "no checkpoint 11 (there are: 10)" in capsys.readouterr().err
+    assert main(["export", str(run.path), "--out", str(tmp_path / "x")]) == 2
+    assert "has no BEST checkpoint" in capsys.readouterr().err
+    evaluate(run.path)
+    assert main([*asked, "--out", str(tmp_path / "best"), "--scale", "recommended"]) == 0
+    recommended = json.loads((run.evaluation / "summary.json").read_text())["strength"]["recommended"]
+    assert json.loads((tmp_path / "best" / "adapter_config.json").read_text())["lora_alpha"] == 16 * recommended
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "half", "whole", "merged", "best"}
+
+
+def test_whole_models_are_exported_as_they_are_and_not_scaled(
+    make_run: MakeRun, full_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run({10: full_weights})
+    run.run_yaml.write_text("")
+    asked = ["export", str(run.path), "--checkpoint", "10", "--out", str(tmp_path / "out")]
+    for more, says in (("--scale=0.5", "its strength cannot be changed"), ("--merge", "there is nothing to merge")):
+        assert main([*asked, more]) == 2
+        assert says in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main(asked) == 0
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (full_weights / "model.safetensors").read_bytes()
