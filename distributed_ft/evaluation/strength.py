@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from distributed_ft.evaluation.forgetting import Forgetting
 from distributed_ft.evaluation.select import TIE, Candidate, inside
-from distributed_ft.evaluation.stats import Z95, mean, mean_of, paired_interval
+from distributed_ft.evaluation.stats import Z95, mean, paired_interval, wilson
 
 _SLACK = 1e-12  # no choice is a matter of rounding
 
@@ -62,20 +62,24 @@ def frontier(step: int, base: Scaled, scaled: Sequence[Scaled], budget: float) -
     ordered = sorted(scaled, key=lambda s: s.strength)
     has_suite = any(s.forgotten for s in ordered)
     points = [_point(base, budget, drop=0.0 if has_suite else None), *(_point(s, budget) for s in ordered)]
-    recommended, reason = recommend(ordered, budget)
+    recommended, reason = recommend(ordered, budget, base.candidate.accuracy)
     return Frontier(step, recommended, reason, tuple(points))
 
 
-def recommend(scaled: Sequence[Scaled], budget: float) -> tuple[float | None, str]:
+def recommend(scaled: Sequence[Scaled], budget: float, base: float) -> tuple[float | None, str]:
     """The most accurate strength inside the budget; of those as good within noise (as in `select`) the one that
-    forgets least, and of these the nearest to what was trained."""
-    kept = [s for s in scaled if inside(s.candidate, budget)]
-    if not kept:
-        least = min(scaled, key=lambda s: _drop(s))
+    forgets least, and of these the nearest to what was trained. None that is no better than the base's accuracy."""
+    fitting = [s for s in scaled if inside(s.candidate, budget)]
+    kept = [s for s in fitting if s.candidate.accuracy > base + _SLACK]
+    if not fitting:
+        least = min(scaled, key=_drop)
         return None, (
-            f"no strength is inside the forgetting budget of {budget:g}: the smallest mean drop is {_drop(least):.3f}, "
-            f"at {least.strength:g}"
+            f"the smallest mean drop is {_drop(least):.3f}, at {least.strength:g}, over the forgetting budget of "
+            f"{budget:g}"
         )
+    if not kept:
+        most = max(s.strength for s in fitting)
+        return None, f"up to {most:g}, the forgetting budget of {budget:g} is kept, but the base is as accurate"
     top = max(kept, key=lambda s: (s.candidate.accuracy, s.strength))
     equal = [s for s in kept if s is top or _as_good(s, top)]
     chosen = min(equal, key=lambda s: (round(_drop(s), 9), -s.strength))
@@ -98,15 +102,29 @@ def _drop(scaled: Scaled) -> float:
 
 
 def _point(scaled: Scaled, budget: float, drop: float | None = None) -> Point:
-    score = mean_of([mean(items) for items in scaled.tasks.values()])
+    low, high = _interval(list(scaled.tasks.values()))
     lost = scaled.forgotten
     return Point(
         strength=scaled.strength,
-        accuracy=score.value,
-        low=max(0.0, score.value - Z95 * score.stderr),
-        high=min(1.0, score.value + Z95 * score.stderr),
+        accuracy=scaled.candidate.accuracy,
+        low=low,
+        high=high,
         mean_drop=lost.mean_drop if lost else drop,
         drop_low=lost.drop_low if lost else drop,
         drop_high=lost.drop_high if lost else drop,
         inside_budget=inside(scaled.candidate, budget),
     )
+
+
+def _interval(tasks: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """95%, of the mean over tasks: Wilson's of each whose items are right or wrong (the normal one has no width at 0
+    and 1), else the normal one; distances to the bounds are squared and added, as in `stats.paired_interval`."""
+    below = above = total = 0.0
+    for items in tasks:
+        found = mean(items)
+        low, high = found.value - Z95 * found.stderr, found.value + Z95 * found.stderr
+        if all(score in (0, 1) for score in items):
+            low, high = wilson(int(sum(items)), len(items))
+        below, above, total = below + (found.value - low) ** 2, above + (high - found.value) ** 2, total + found.value
+    count = len(tasks)
+    return max(0.0, (total - below**0.5) / count), min(1.0, (total + above**0.5) / count)

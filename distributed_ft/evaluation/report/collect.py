@@ -20,6 +20,7 @@ from distributed_ft.evaluation.report.evidence import (
 )
 from distributed_ft.evaluation.report.samples import side_by_side
 from distributed_ft.evaluation.report.scores import BASE, Scores
+from distributed_ft.evaluation.strength import Frontier, Point
 from distributed_ft.evaluation.task import VALIDATION, CutOff
 from distributed_ft.evaluation.verdict import inside_budget, judged_step
 
@@ -89,6 +90,7 @@ def collect(path: Path) -> Evidence:
         how_chosen=_text(_at(summary, "selection", "how_chosen")),
         optimistic=best is not None and any(task == rows for task, rows in by.items()),
         prompts=_prompts(summary),
+        strength=_strength(summary),
     )
 
 
@@ -115,7 +117,7 @@ def _checkpoints(
     """Those on disk and those that were evaluated before `checkpoint.keep` removed them, oldest first; their scores on
     `tasks`."""
     on_disk = {checkpoint.step: checkpoint for checkpoint in run.all_checkpoints()}
-    evaluated = {int(model.removeprefix("step-")) for model in scores.models() if model.startswith("step-")}
+    evaluated = {int(model.removeprefix("step-")) for model in scores.models() if _is_checkpoint(model)}
     validation = dict(zip(curves.validation_steps, curves.validation_loss, strict=True))
     rows = []
     for step in sorted(on_disk.keys() | evaluated):
@@ -135,6 +137,22 @@ def _checkpoints(
             )
         )
     return tuple(rows)
+
+
+def _is_checkpoint(model: str) -> bool:
+    """And neither the base nor a checkpoint at another strength (`step-00000500@0.50`)."""
+    return model.startswith("step-") and "@" not in model
+
+
+def _strength(summary: dict[str, Any]) -> Frontier | None:
+    found = summary.get("strength")
+    if not isinstance(found, dict):
+        return None
+    try:
+        points = tuple(Point(**point) for point in found["points"])
+        return Frontier(int(found["step"]), found["recommended"], str(found["reason"]), points)
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _files(checkpoint: Checkpoint | None) -> Files:

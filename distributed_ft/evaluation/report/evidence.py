@@ -6,6 +6,7 @@ Scores and rates are shares in [0, 1]; `low` and `high` bound 95% intervals; los
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from distributed_ft.evaluation.strength import Frontier
 from distributed_ft.evaluation.task import CutOff
 
 Files = Literal["complete", "damaged", "removed"]
@@ -196,6 +197,7 @@ class Evidence:
     how_chosen: str | None = None  # what the way of choosing means for the score of the chosen one
     optimistic: bool = False  # it was chosen on rows that it is judged by
     prompts: tuple[Prompt, ...] = ()  # few-shot prompts that were chosen, by task
+    strength: Frontier | None = None  # of a checkpoint's adapter, where it was scored at several
 
     @property
     def judged(self) -> CheckpointScores | None:

@@ -16,6 +16,7 @@ from distributed_ft.errors import CheckpointError
 from distributed_ft.evaluation.driver import evaluate
 from distributed_ft.evaluation.engines import TransformersEngine
 from distributed_ft.evaluation.forgetting import Suite, forgetting
+from distributed_ft.evaluation.report.write import write
 from distributed_ft.evaluation.strength import Scaled, frontier, recommend
 from distributed_ft.evaluation.task import Choose
 from launcher.cli import main
@@ -38,12 +39,13 @@ def scaled(strength: float, right: int, lost: int, of: int = 100) -> Scaled:
         ([(0.25, 89, 0), (0.5, 90, 2), (1.0, 90, 4)], 0.25, "within noise of the highest, 0.900 at 1"),
         ([(0.25, 90, 0), (0.5, 90, 0), (1.0, 90, 0)], 1.0, "highest task accuracy"),
         ([(0.5, 70, 9), (1.0, 90, 30)], None, "the smallest mean drop is 0.090, at 0.5"),
+        ([(0.25, 20, 0), (0.5, 30, 0), (1.0, 90, 30)], None, "up to 0.5, the forgetting budget of 0.05 is kept, but"),
     ],
 )
 def test_the_recommended_strength_is_the_most_accurate_in_the_budget_and_within_noise_forgets_least(
     given: list[tuple[float, int, int]], recommended: float | None, because: str
 ) -> None:
-    found, reason = recommend([scaled(*each) for each in given], 0.05)
+    found, reason = recommend([scaled(*each) for each in given], 0.05, 0.3)
     assert found == recommended
     assert because in reason
 
@@ -202,3 +204,21 @@ def test_whole_models_are_exported_as_they_are_and_not_scaled(
     assert not (tmp_path / "out").exists()
     assert main(asked) == 0
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (full_weights / "model.safetensors").read_bytes()
+
+
+def test_the_report_shows_the_frontier(make_run: MakeRun, adapters: dict[str, Path]) -> None:
+    run = make_run({20: adapters["forgot"]}, adapter_strength=[0.25, 0.5, 0.75], select={"forgetting_budget": 1.0})
+    evaluate(run.path)
+    strength = json.loads((run.evaluation / "summary.json").read_text())["strength"]
+    written = write(run.path)
+    assert json.loads(written.json.read_text())["strength"] == strength
+    assert [row["step"] for row in json.loads(written.json.read_text())["checkpoints"]] == [20]
+    markdown, html = written.markdown.read_text(), written.html.read_text()
+    assert "## Strength of the adapter" in markdown
+    assert "| 0, the base" in markdown
+    assert html.count('class="plot wide"') == html.count('class="plot narrow"') == 2  # by checkpoint, by strength
+    best = strength["recommended"]
+    assert best is not None
+    assert f"Recommended for step 20's adapter: {best:g}, for its {strength['reason']}." in markdown
+    (run.evaluation / "summary.json").write_text(json.dumps({"strength": {"points": "none"}}))
+    assert write(run.path).evidence.strength is None
