@@ -382,4 +382,5 @@ def _progress(model: Model, scored: Scored) -> None:
     result = scored.result
     how = "stored before" if scored.stored else f"{result.seconds:.1f} s"
     line = f"{model.name:14} {result.task}: {result.score:.3f} ± {result.stderr:.3f} on {result.n} items ({how})"
+    line += f", {100 * result.empty:.0f}% of the answers are empty" if result.empty else ""
     print(line, file=sys.stderr, flush=True)

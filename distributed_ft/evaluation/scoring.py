@@ -89,7 +89,9 @@ def score(
     scores = [task.score(example, response) for example, response in zip(examples, responses, strict=True)]
     samples = tuple(_sample(*item) for item in zip(examples, requests, responses, scores, strict=True))
     totals = task.totals(list(zip(examples, responses, scores, strict=True)))
+    empty = [isinstance(r, Generate) and not s.response.strip() for r, s in zip(requests, samples, strict=True)]
     result = _result(model, task, digest, samples, totals, seconds)
+    result = result.model_copy(update={"empty": sum(empty) / len(empty)})
     publish_result(run, result, samples)
     return Scored(result, samples, False)
 

@@ -78,7 +78,7 @@ def strength(evidence: Evidence) -> StrengthFacts | None:
             StrengthRow(
                 strength=named.get(p.strength, f"{p.strength:g}"),
                 score=fixed_percent(p.accuracy),
-                score_interval=f"[{fixed_percent(p.low)}, {fixed_percent(p.high)}]",
+                score_interval=f"[{100 * p.low:.1f}, {100 * p.high:.1f}]",
                 drop="" if p.mean_drop is None else bare_points(p.mean_drop),
                 drop_interval=within,
                 recommended=p.strength == found.recommended,
@@ -88,7 +88,7 @@ def strength(evidence: Evidence) -> StrengthFacts | None:
     of = f"step {found.step}'s adapter"
     if found.recommended is None:
         return StrengthFacts(f"Of {of}, no strength is recommended: {found.reason}.", tuple(rows))
-    told = f"Recommended for {of}: {found.recommended:g}, for its {found.reason}."
+    told = f"Recommended for {of}: {found.recommended:g} ({found.reason})."
     command = f"dft export {shlex.quote(evidence.path)} --out DIR --checkpoint {found.step} --scale recommended"
     return StrengthFacts(f"{told} `{command}` writes it." if found.recommended < 1 else told, tuple(rows))
 

@@ -219,6 +219,6 @@ def test_the_report_shows_the_frontier(make_run: MakeRun, adapters: dict[str, Pa
     assert html.count('class="plot wide"') == html.count('class="plot narrow"') == 2  # by checkpoint, by strength
     best = strength["recommended"]
     assert best is not None
-    assert f"Recommended for step 20's adapter: {best:g}, for its {strength['reason']}." in markdown
+    assert f"Recommended for step 20's adapter: {best:g} ({strength['reason']})." in markdown
     (run.evaluation / "summary.json").write_text(json.dumps({"strength": {"points": "none"}}))
     assert write(run.path).evidence.strength is None
