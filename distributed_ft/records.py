@@ -76,6 +76,7 @@ class TaskResult(Record):
     chance: float = 0.0  # expected score of a guess
     model_digest: str
     task_digest: str
+    empty: float = 0.0  # share of the items whose answer has no text
     seconds: float = 0.0
 
 

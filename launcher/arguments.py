@@ -132,6 +132,19 @@ def eval(parser: argparse.ArgumentParser) -> None:
     nproc(parser)
 
 
+def export(parser: argparse.ArgumentParser) -> None:
+    run_directory(parser)
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="a new directory")
+    parser.add_argument("--checkpoint", default="best", metavar="WHICH", help="best, latest or a step (best)")
+    parser.add_argument(
+        "--scale",
+        default="1",
+        metavar="X",
+        help="strength of the adapter, for example 0.5; recommended: by dft eval with evaluation.adapter_strength (1)",
+    )
+    parser.add_argument("--merge", action="store_true", help="a whole model, in place of an adapter for its base")
+
+
 def chat(parser: argparse.ArgumentParser) -> None:
     run_directory(parser)
     parser.add_argument("--checkpoint", default="best", metavar="WHICH", help="best, latest, base or a step (best)")

@@ -284,6 +284,14 @@ def report(args: argparse.Namespace) -> int:
     return GATE_CODES[verdict.kind]
 
 
+def export(args: argparse.Namespace) -> int:
+    run = _run_directory(args.run)
+    from distributed_ft.export import write
+
+    print(write.as_line(write.export(run, args.out, args.checkpoint, args.scale, args.merge), args.out))
+    return EXIT_DONE
+
+
 def chat(args: argparse.Namespace) -> int:
     run = _run_directory(args.run)
     from distributed_ft.evaluation.chat import chat as talk
@@ -411,5 +419,6 @@ VERBS = {
     "logs": Verb(logs, arguments.logs, "print what a run's job, or one of its ranks, has said"),
     "cancel": Verb(cancel, arguments.run_directory, "end a run's jobs; it can go on later"),
     "report": Verb(report, arguments.report, "write report.html, .md and .json, and print the verdict"),
+    "export": Verb(export, arguments.export, "write a checkpoint for PEFT, scaled, or merged into its base"),
     "chat": Verb(chat, arguments.chat, "talk to the tuned model"),
 }

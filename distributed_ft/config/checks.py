@@ -14,6 +14,7 @@ from distributed_ft.config.schema import (
     DataFile,
     DeepspeedStrategy,
     FsdpStrategy,
+    LowRank,
     PrefixMethod,
     QloraMethod,
     RunConfig,
@@ -42,6 +43,7 @@ def problems(config: RunConfig, folder: Path) -> list[Problem]:
         _waivers,
         _names,
         _choices,
+        _strength,
         _runs_dir,
         _base,
         _files,
@@ -256,6 +258,28 @@ def _choices(config: RunConfig, _: Path) -> Iterator[Problem]:
             f"{shown} is a choice, made on validation rows, and task {judged.tasks[without[0]].name!r} has none (made "
             f"on the rows that it is judged by, it would flatter the prompt); give {dotted(key)}, or one number",
             also=(key,),
+        )
+
+
+def _strength(config: RunConfig, _: Path) -> Iterator[Problem]:
+    """Only a low-rank adapter's difference to the base can be scaled, and what is gained is measured on tasks."""
+    key: Key = ("evaluation", "adapter_strength")
+    if not config.evaluation.adapter_strength:
+        return
+    dora = isinstance(config.method, LowRank) and config.method.dora
+    if not isinstance(config.method, LowRank) or dora:
+        method = "method.dora: true" if dora else f"method.type: {config.method.type}"
+        yield Problem(
+            key,
+            f"cannot be used with {method}: only LoRA's difference to the base can be scaled (lora and qlora, without "
+            "dora); remove it",
+            also=(("method", "dora") if dora else ("method", "type"),),
+        )
+    if not config.evaluation.tasks:
+        yield Problem(
+            key,
+            "weighs accuracy on evaluation.tasks against forgetting, and there are none; name a task, or remove it",
+            also=(("evaluation", "tasks"),),
         )
 
 

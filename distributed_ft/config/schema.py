@@ -404,6 +404,11 @@ class EvaluationConfig(Section):
         None, description="Steps between validation losses; default: at each checkpoint."
     )
     select: SelectConfig = SelectConfig()
+    adapter_strength: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (),
+        description="Strengths at which the selected checkpoint's adapter is scored too, e.g. [0.25, 0.5, 0.75]: less "
+        "of it may forget less. Of LoRA and QLoRA, but not of DoRA.",
+    )
     early_stop: EarlyStopConfig | None = Field(
         None, description="End the training when it does not help any more; needs `dft eval --watch` beside it."
     )

@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from pydantic import ValidationError
@@ -33,16 +33,17 @@ BUDGET = 2 * 2**30  # bytes of the base's log-probabilities that are kept in hos
 VERSION = 1
 
 
+@runtime_checkable
 class Predicts(Protocol):
     """An engine that tells what it expects of every next token."""
 
-    context: int | None
-
+    @property
+    def context(self) -> int | None: ...
     @property
     def tokenizer(self) -> PreTrainedTokenizerFast: ...
     @property
-    def settings(self) -> dict[str, str | int]: ...
-    def use(self, weights: Path | None) -> None: ...
+    def settings(self) -> Mapping[str, str | int]: ...
+    def use(self, weights: Path | None, strength: float = 1.0) -> None: ...
     def log_probabilities(self, tokens: Sequence[int]) -> Tensor: ...
 
 

@@ -5,6 +5,7 @@ can be killed at any moment and started again: what was scored stays, and a scor
 and question that it was made from. The trainer may remove a checkpoint at any moment (`checkpoint.keep`).
 """
 
+import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,11 +17,12 @@ from distributed_ft.config.schema import RunConfig
 from distributed_ft.data.examples import Example
 from distributed_ft.errors import CheckpointError, ConfigError, EvaluationError
 from distributed_ft.evaluation.claims import claimed, release
-from distributed_ft.evaluation.drift import GenericText
+from distributed_ft.evaluation.drift import GenericText, Predicts
 from distributed_ft.evaluation.engines import Engine, opened
 from distributed_ft.evaluation.few_shot import FewShot, Try, best_of, choose, fitted, rows_to_show, to_try
 from distributed_ft.evaluation.scalars import log
-from distributed_ft.evaluation.scoring import Model, Scored, adopt, score, stored, task_digest
+from distributed_ft.evaluation.scoring import Model, Scored, adopt, score, stored, strength_name, task_digest
+from distributed_ft.evaluation.strength import Scaled, frontier
 from distributed_ft.evaluation.summary import (
     BASE,
     FEW_SHOT,
@@ -28,6 +30,7 @@ from distributed_ft.evaluation.summary import (
     Summary,
     as_json,
     how_chosen,
+    strength_table,
     summarise,
     table,
     tried,
@@ -190,7 +193,7 @@ class Evaluation:
         self._prompts: dict[tuple[str, str], Sequence[Example]] = {}  # by model and task
         self._base = self._engine.digest
         path = config.evaluation.generic_text
-        self._generic_text = None if path is None else GenericText(path, self._engine)
+        self._generic_text = GenericText(path, engine) if path is not None and isinstance(engine, Predicts) else None
         for names in ("*/*/.*", "*/.drift.json.*", ".summary.json.*"):  # of a killed driver
             for leftover in run.evaluation.glob(names):
                 leftover.unlink(missing_ok=True)
@@ -216,6 +219,34 @@ class Evaluation:
                 if chosen.published:
                     raise
             summary = self.conclude(scores)  # of the others, when it was removed meanwhile
+        return self._with_strengths(summary)
+
+    def _with_strengths(self, summary: Summary) -> Summary:
+        """And with the scores of the selected checkpoint's adapter at each strength that was asked for; where none is
+        inside the budget, of the most accurate one's, which may be at less than its full strength."""
+        scored = [c for c in summary.candidates if c.tasks]
+        strengths = sorted(set(self._config.evaluation.adapter_strength))
+        if not strengths or not scored:
+            return summary
+        step = summary.selection.step
+        step = max(scored, key=lambda c: (c.accuracy, -c.step)).step if step is None else step
+        checkpoint = Checkpoint(self._run.checkpoints / step_name(step))
+        scores, scaled = summary.scores, []
+        try:
+            whole = self.tuned(checkpoint)
+            for strength in strengths:
+                model = _scaled(whole, strength)
+                scores = scores.with_model(model, self.scores_of(model))
+                scaled.append(Scaled(strength, scores.to_choose_by(model.name), scores.forgotten(model.name)))
+        except CheckpointError as error:
+            if checkpoint.published:
+                raise
+            print(f"{checkpoint.name}: removed meanwhile, not scaled ({error})", file=sys.stderr)
+            return summary
+        scaled.append(Scaled(1.0, scores.to_choose_by(whole.name), scores.forgotten(whole.name)))
+        base = Scaled(0.0, scores.to_choose_by(BASE), None)
+        summary = replace(summary, strength=frontier(step, base, scaled, summary.budget))
+        write_json(self._run.evaluation / "summary.json", as_json(summary))
         return summary
 
     def conclude(self, scores: Scores) -> Summary:
@@ -278,7 +309,8 @@ class Evaluation:
     def _with_removed(self, scores: Scores) -> Scores:
         """And of checkpoints that were scored on the same questions before `checkpoint.keep` removed them."""
         known = {model.name for model in scores.models} | {c.name for c in self._run.all_checkpoints()}
-        for name in sorted(path.name for path in self._run.evaluation.glob("step-*") if path.name not in known):
+        there = [path.name for path in self._run.evaluation.glob("step-*") if "@" not in path.name]
+        for name in sorted(set(there) - known):
             model = Model(name, None, None, int(name.removeprefix("step-")))
             found = self.stored_scores_of(model)
             scores = scores.with_model(model, found) if found else scores
@@ -309,7 +341,7 @@ class Evaluation:
                 self._run.answers(model.name, task.name).unlink(missing_ok=True)  # a kill came between
             else:
                 if not in_use:
-                    self._engine.use(model.weights)
+                    self._engine.use(model.weights, model.strength)
                     in_use = True
                 found = self._ask(model, task)
             scored[task.name] = found
@@ -348,11 +380,21 @@ class Evaluation:
         return stored(self._run, model, task, self._digest(model, task))
 
 
+def _scaled(model: Model, strength: float) -> Model:
+    """A checkpoint with its adapter at some strength."""
+    digest = hashlib.sha256(f"{model.digest} at {strength!r}".encode()).hexdigest()
+    return replace(model, name=strength_name(model.name, strength), digest=digest, strength=strength)
+
+
 def print_summary(summary: Summary) -> None:
     """The comparison, and which checkpoint to ship."""
     step = summary.selection.step
     print(table(summary))
     print(f"\nBEST: {'none' if step is None else f'step {step}'}: {summary.selection.reason}")
+    if summary.strength is not None:
+        best = summary.strength.recommended
+        print(f"\n{strength_table(summary.strength)}\n")
+        print(f"strength: {'none' if best is None else f'{best:g}'}: {summary.strength.reason}")
     for line in (*tried(summary), how_chosen(summary)):
         if line is not None:
             print(line)
@@ -362,4 +404,5 @@ def _progress(model: Model, scored: Scored) -> None:
     result = scored.result
     how = "stored before" if scored.stored else f"{result.seconds:.1f} s"
     line = f"{model.name:14} {result.task}: {result.score:.3f} ± {result.stderr:.3f} on {result.n} items ({how})"
+    line += f", {100 * result.empty:.0f}% of the answers are empty" if result.empty else ""
     print(line, file=sys.stderr, flush=True)

@@ -38,6 +38,12 @@ class Model:
     weights: Path | None  # of a checkpoint; None for the base
     digest: str | None  # of everything that its answers depend on but the prompt; None for a checkpoint that is gone
     step: int
+    strength: float = 1.0  # of its adapter
+
+
+def strength_name(checkpoint: str, strength: float) -> str:
+    """`step-00000500@0.50`."""
+    return f"{checkpoint}@{strength:.2f}" if round(strength, 2) == strength else f"{checkpoint}@{strength:g}"
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,9 @@ def score(
     scores = [task.score(example, response) for example, response in zip(examples, responses, strict=True)]
     samples = tuple(_sample(task, *item) for item in zip(examples, requests, responses, scores, strict=True))
     totals = task.totals(list(zip(examples, responses, scores, strict=True)))
+    empty = [isinstance(r, Generate) and not s.response.strip() for r, s in zip(requests, samples, strict=True)]
     result = _result(model, task, digest, samples, totals, seconds)
+    result = result.model_copy(update={"empty": sum(empty) / len(empty)})
     publish_result(run, result, samples)
     return Scored(result, samples, False)
 

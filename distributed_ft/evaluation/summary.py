@@ -14,6 +14,7 @@ from distributed_ft.evaluation.scoring import Model, Scored
 from distributed_ft.evaluation.select import Candidate, Selection, inside, select
 from distributed_ft.evaluation.significance import holm
 from distributed_ft.evaluation.stats import Clusters, Difference, Mean, Pairs, bootstrap, difference, mean, mean_of
+from distributed_ft.evaluation.strength import Frontier
 from distributed_ft.evaluation.task import VALIDATION, CutOff
 from distributed_ft.records import SCHEMA, Drift
 
@@ -123,6 +124,7 @@ class Summary:
     cut_off: Mapping[str, CutOff]  # by task
     drift: Mapping[int, Drift] = field(default_factory=dict)  # by step; empty without evaluation.generic_text
     everyone: tuple[Candidate, ...] = ()  # the candidates, and those that are gone
+    strength: Frontier | None = None  # of the selected checkpoint's adapter, where it was asked for
 
     @property
     def chosen(self) -> Candidate | None:
@@ -233,6 +235,7 @@ def as_json(summary: Summary) -> dict[str, Any]:
             }
             for task, f in summary.few_shot.items()
         },
+        "strength": asdict(summary.strength) if summary.strength else None,
         "cut_off": {task: asdict(cut_off) for task, cut_off in summary.cut_off.items()},
         "paired": {m.name: _paired(summary.scores, m.name) for m in summary.scores.models if m.name != BASE},
     }
@@ -320,6 +323,20 @@ def _table_of_scores(summary: Summary) -> str:
         if drift and model.step > 0:
             row.append(f"{drift.kl:.3f} [{drift.low:.3f}, {drift.high:.3f}]")
         rows.append(row)
+    return _aligned(rows)
+
+
+def strength_table(frontier: Frontier) -> str:
+    """Strengths of an adapter, what each scores and what it loses."""
+    rows = [[f"step {frontier.step} at", "task accuracy", "mean drop", ""]]
+    for point in frontier.points:
+        lost = "" if point.mean_drop is None else _signed(point.mean_drop)
+        if point.mean_drop is not None and point.strength:
+            lost += f" [{_signed(point.drop_low or 0.0)}, {_signed(point.drop_high or 0.0)}]"
+        note = "base" if not point.strength else "" if point.inside_budget else "over budget"
+        if point.strength == frontier.recommended:
+            note = "recommended"
+        rows.append([f"{point.strength:g}", f"{point.accuracy:.3f} [{point.low:.3f}, {point.high:.3f}]", lost, note])
     return _aligned(rows)
 
 

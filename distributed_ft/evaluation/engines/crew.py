@@ -19,7 +19,9 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from distributed_ft.errors import EngineError, FtError
 from distributed_ft.evaluation.engines.local import TransformersEngine
@@ -40,13 +42,14 @@ class _Order:
     weights: Path | None = None
     strength: float = 1.0
     batch: tuple[Request, ...] | None = None
+    text: tuple[int, ...] | None = None  # token ids: what is expected of each next one?
 
 
 @dataclass(frozen=True)
 class _Reply:
     turn: int
     place: int
-    content: list[Response] | FtError | None
+    content: "list[Response] | NDArray[np.float32] | FtError | None"
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class Crew:
         self._members: list[_Member] = []
         self._turn = 0
         self.digest, self.settings, self.context = head.digest, head.settings, head.context
+        self.tokenizer = head.tokenizer
         self.tokens, self.answer_tokens, self.batches = head.tokens, head.answer_tokens, head.batches
 
     def use(self, weights: Path | None, strength: float = 1.0) -> None:
@@ -99,11 +103,21 @@ class Crew:
                 failed[reply.place] = reply.content
                 left.clear()
             else:
-                assert reply.content is not None
+                assert isinstance(reply.content, list)
                 yield reply.place, reply.content
             given += self._give_next(member, left)
         if failed:  # all batches before it were given out before
             raise failed[min(failed)]
+
+    def log_probabilities(self, tokens: Sequence[int]) -> torch.Tensor:
+        """As `TransformersEngine.log_probabilities`, by the first of the processes."""
+        self._turn += 1
+        self._give(self._members[0], _Order(self._turn, 0, text=tuple(tokens)))
+        _, reply = self._next()
+        if isinstance(reply.content, FtError):
+            raise reply.content
+        assert isinstance(reply.content, np.ndarray)
+        return torch.from_numpy(reply.content)
 
     def close(self) -> None:
         """End the processes."""
@@ -181,12 +195,14 @@ def _serve(pipe: "Connection[_Reply, _Order]", arguments: dict[str, Any], device
     engine = TransformersEngine(**arguments, device=torch.device(device))
     while True:
         order = inbox.get()
-        content: list[Response] | FtError | None = None
+        content: list[Response] | NDArray[np.float32] | FtError | None = None
         try:
-            if order.batch is None:
-                engine.use(order.weights, order.strength)
-            else:
+            if order.text is not None:
+                content = engine.log_probabilities(order.text).cpu().numpy()
+            elif order.batch is not None:
                 content = engine.answer(order.batch)
+            else:
+                engine.use(order.weights, order.strength)
         except FtError as error:
             content = error
         pipe.send(_Reply(order.turn, order.place, content))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from distributed_ft.artifacts import sha256_of
@@ -13,7 +14,7 @@ from distributed_ft.data.examples import Message
 from distributed_ft.errors import EngineError
 from distributed_ft.evaluation.engines.decoding import generate
 from distributed_ft.evaluation.engines.prompts import Prompts
-from distributed_ft.evaluation.engines.reading import judge
+from distributed_ft.evaluation.engines.reading import judge, log_probabilities
 from distributed_ft.evaluation.engines.weights import Weights
 from distributed_ft.evaluation.task import Generate, Request, Response
 from distributed_ft.model.load import MODEL_FILES, base_directory
@@ -111,6 +112,13 @@ class TransformersEngine:
         for batch in self.batches(requests):
             found |= zip(batch, self._answered([requests[i] for i in batch]), strict=True)
         return [found[i] for i in range(len(requests))]
+
+    def log_probabilities(self, tokens: Sequence[int]) -> Tensor:
+        """Of every next token of one text: (len(tokens) - 1, vocabulary), natural logarithms, fp32, on the device.
+
+        Raises EvaluationError for logits that are not finite.
+        """
+        return log_probabilities(self._weights, tokens)
 
     def generate(self, requests: Sequence[Generate]) -> list[str]:
         """The first text of each answer."""

@@ -55,6 +55,18 @@ def judge(weights: Weights, prompts: Prompts, requests: Sequence[Choose | Read])
     return answers
 
 
+@torch.inference_mode()
+def log_probabilities(weights: Weights, tokens: Sequence[int]) -> Tensor:
+    """See `TransformersEngine.log_probabilities`."""
+    ids = torch.tensor([list(tokens)], device=weights.device)
+    positions = torch.arange(ids.shape[1], device=weights.device)[None] + weights.num_virtual
+    logits = weights.forward(ids, None, positions, weights.read((), 1), len(tokens))[0, :-1].float()
+    if not logits.isfinite().all():
+        bad = int((~logits.isfinite().all(-1)).nonzero()[0])
+        raise EvaluationError(f"logits are not finite at token {bad + 1} of a text of {len(tokens)} tokens")
+    return logits.log_softmax(-1)
+
+
 def _rows(pairs: Sequence[Continuation], packs: bool) -> Iterator[_Row]:
     """In the order of the pairs; neighbours with the same prompt share a row where it may be."""
     row: _Row | None = None

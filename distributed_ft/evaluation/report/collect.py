@@ -20,6 +20,7 @@ from distributed_ft.evaluation.report.evidence import (
 )
 from distributed_ft.evaluation.report.samples import side_by_side
 from distributed_ft.evaluation.report.scores import BASE, Scores
+from distributed_ft.evaluation.strength import Frontier, Point
 from distributed_ft.evaluation.task import VALIDATION, CutOff
 from distributed_ft.evaluation.verdict import inside_budget, judged_step
 
@@ -90,6 +91,7 @@ def collect(path: Path) -> Evidence:
         optimistic=best is not None and any(task == rows for task, rows in by.items()),
         prompts=_prompts(summary),
         ended_early=_text(_at(_read(run.progress), "reason")),
+        strength=_strength(summary),
     )
 
 
@@ -119,7 +121,7 @@ def _checkpoints(
     texts: digests of what the divergence from the base was measured on.
     """
     on_disk = {checkpoint.step: checkpoint for checkpoint in run.all_checkpoints()}
-    evaluated = {int(model.removeprefix("step-")) for model in scores.models() if model.startswith("step-")}
+    evaluated = {int(model.removeprefix("step-")) for model in scores.models() if _is_checkpoint(model)}
     validation = dict(zip(curves.validation_steps, curves.validation_loss, strict=True))
     rows = []
     for step in sorted(on_disk.keys() | evaluated):
@@ -145,6 +147,22 @@ def _checkpoints(
 def _texts(summary: dict[str, Any]) -> set[str]:
     by_step = summary.get("kl_to_base")
     return {str(_at(entry, "text_digest")) for entry in by_step.values()} if isinstance(by_step, dict) else set()
+
+
+def _is_checkpoint(model: str) -> bool:
+    """And neither the base nor a checkpoint at another strength (`step-00000500@0.50`)."""
+    return model.startswith("step-") and "@" not in model
+
+
+def _strength(summary: dict[str, Any]) -> Frontier | None:
+    found = summary.get("strength")
+    if not isinstance(found, dict):
+        return None
+    try:
+        points = tuple(Point(**point) for point in found["points"])
+        return Frontier(int(found["step"]), found["recommended"], str(found["reason"]), points)
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _files(checkpoint: Checkpoint | None) -> Files:

@@ -6,6 +6,7 @@ Scores and rates are shares in [0, 1]; `low` and `high` bound 95% intervals; los
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from distributed_ft.evaluation.strength import Frontier
 from distributed_ft.evaluation.task import CutOff
 
 Files = Literal["complete", "damaged", "removed"]
@@ -230,6 +231,7 @@ class Evidence:
     optimistic: bool = False  # it was chosen on rows that it is judged by
     prompts: tuple[Prompt, ...] = ()  # few-shot prompts that were chosen, by task
     ended_early: str | None = None  # why the training did not go on to its last step
+    strength: Frontier | None = None  # of a checkpoint's adapter, where it was scored at several
 
     @property
     def judged(self) -> CheckpointScores | None:

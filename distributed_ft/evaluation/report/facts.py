@@ -1,12 +1,21 @@
 """What was trained, on what, with what, at what cost: label and value, for the report's tables. Pure."""
 
 import re
+import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from distributed_ft.evaluation.report.evidence import CheckpointScores, Divergence, Evidence, Forgetting, Training
-from distributed_ft.evaluation.verdict import bare_points, percent, percents_interval, points, points_interval
+from distributed_ft.evaluation.verdict import (
+    bare_points,
+    fixed_percent,
+    percent,
+    percents_interval,
+    points,
+    points_interval,
+)
 
 Facts = list[tuple[str, str]]
 
@@ -54,6 +63,53 @@ def about_checkpoints(evidence: Evidence) -> list[str]:
     if evidence.ended_early is not None:
         told.append(f"The training ended early: {evidence.ended_early}")
     return told
+
+
+@dataclass(frozen=True)
+class StrengthRow:
+    """One strength of an adapter, in words; `drop` is empty without a general suite."""
+
+    strength: str
+    score: str
+    score_interval: str
+    drop: str
+    drop_interval: str
+    recommended: bool
+    over: bool  # the budget
+
+
+@dataclass(frozen=True)
+class StrengthFacts:
+    told: str
+    rows: tuple[StrengthRow, ...]
+
+
+def strength(evidence: Evidence) -> StrengthFacts | None:
+    """What less of the adapter keeps and costs; None where it was not measured."""
+    found = evidence.strength
+    if found is None:
+        return None
+    named, rows = {0.0: "0, the base", 1.0: "1, as trained"}, []
+    for p in found.points:
+        measured = p.mean_drop is not None and p.drop_low is not None and p.drop_high is not None and p.strength > 0
+        within = f"[{bare_points(p.drop_low or 0)}, {bare_points(p.drop_high or 0)}]" if measured else ""
+        rows.append(
+            StrengthRow(
+                strength=named.get(p.strength, f"{p.strength:g}"),
+                score=fixed_percent(p.accuracy),
+                score_interval=f"[{100 * p.low:.1f}, {100 * p.high:.1f}]",
+                drop="" if p.mean_drop is None else bare_points(p.mean_drop),
+                drop_interval=within,
+                recommended=p.strength == found.recommended,
+                over=not p.inside_budget,
+            )
+        )
+    of = f"step {found.step}'s adapter"
+    if found.recommended is None:
+        return StrengthFacts(f"Of {of}, no strength is recommended: {found.reason}.", tuple(rows))
+    told = f"Recommended for {of}: {found.recommended:g} ({found.reason})."
+    command = f"dft export {shlex.quote(evidence.path)} --out DIR --checkpoint {found.step} --scale recommended"
+    return StrengthFacts(f"{told} `{command}` writes it." if found.recommended < 1 else told, tuple(rows))
 
 
 def data(evidence: Evidence) -> Facts:

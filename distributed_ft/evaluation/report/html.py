@@ -36,6 +36,7 @@ class Drawings:
 
     checkpoints: tuple[str, ...]
     loss: tuple[str, ...]
+    strength: tuple[str, ...]
 
 
 def render(evidence: Evidence, verdict: Verdict, findings: tuple[Finding, ...]) -> str:
@@ -59,6 +60,8 @@ def render(evidence: Evidence, verdict: Verdict, findings: tuple[Finding, ...]) 
         findings=findings,
         checkpoint_plots=[Markup(svg) for svg in drawn.checkpoints],  # ours: labels are fixed words and numbers
         loss_plots=[Markup(svg) for svg in drawn.loss],
+        strength_plots=[Markup(svg) for svg in drawn.strength],
+        strength=facts.strength(evidence),
         sample_title=SAMPLE_TITLE,
         settings=facts.settings(evidence.config),
         data=facts.data(evidence),
@@ -101,4 +104,7 @@ def drawings(evidence: Evidence, verdict: Verdict) -> Drawings:
         for size in sizes
     ]
     loss = [plots.loss_plot(evidence.curves, marked=evidence.judged_step, size=size) for size in sizes]
-    return Drawings(tuple(svg for svg in by_checkpoint if svg), tuple(svg for svg in loss if svg))
+    frontier = evidence.strength
+    strength = [plots.frontier_plot(frontier, budget=evidence.budget, size=size) for size in sizes] if frontier else []
+    drawn = (tuple(svg for svg in plot if svg) for plot in (by_checkpoint, loss, strength))
+    return Drawings(*drawn)

@@ -45,6 +45,7 @@ def render(evidence: Evidence, verdict: Verdict, findings: Sequence[Finding]) ->
         _diagnosis(findings),
         _three_ways(evidence),
         _by_checkpoint(evidence),
+        _strength(evidence),
         _skills(evidence),
         _facts(evidence),
         _samples(evidence),
@@ -183,6 +184,25 @@ def _checkpoint_row(row: CheckpointScores, evidence: Evidence) -> tuple[str, ...
         UNKNOWN if row.validation_loss is None else f"{row.validation_loss:.3f}",
         ", ".join(note for note in notes if note),
     )
+
+
+def _strength(evidence: Evidence) -> str:
+    found = facts.strength(evidence)
+    if found is None:
+        return ""
+    rows = [
+        (
+            row.strength,
+            row.score,
+            row.score_interval,
+            row.drop or UNKNOWN,
+            row.drop_interval,
+            "recommended" if row.recommended else "over budget" if row.over else "",
+        )
+        for row in found.rows
+    ]
+    header = ("Strength", "Task score", "95% interval", "Mean drop", "95% interval", "Note")
+    return f"## Strength of the adapter\n\n{_inline(found.told)}\n\n{table(header, rows)}"
 
 
 def _skills(evidence: Evidence) -> str:

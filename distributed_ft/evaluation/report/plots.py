@@ -1,4 +1,4 @@
-"""The report's two plots, as inline SVG that follows the page's colours and width.
+"""The report's plots, as inline SVG that follows the page's colours and width.
 
 matplotlib draws with placeholder colours that are then replaced by the CSS variables of the page, so that one drawing
 serves light and dark; text stays text. Each plot is drawn twice, for a wide page and for a phone (CSS shows one): a
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from distributed_ft.evaluation.report.evidence import CheckpointScores, Curves, Estimate
+from distributed_ft.evaluation.strength import Frontier
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -141,6 +142,72 @@ def lengths_plot(edges: Sequence[int], prompt: Sequence[int], answer: Sequence[i
     return _svg(figure, f"lengths{index}-{size.name}", "Rows by length of prompt and answer")
 
 
+def frontier_plot(frontier: Frontier, *, budget: float, size: Size) -> str | None:
+    """What each strength of an adapter scores over what it loses; None without a general suite."""
+    points = [(p, p.mean_drop, p.drop_low, p.drop_high) for p in frontier.points]
+    drawn = [(p, x, low, high) for p, x, low, high in points if x is not None and low is not None and high is not None]
+    if len(drawn) < 2:
+        return None
+    figure = _figure(size._replace(height=size.height * 0.9), 1)
+    axis = figure.axes[0]
+    left, right = min(low for *_, low, _ in drawn), max([high for *_, high in drawn] + [2 * budget, 0.1])
+    pad = 0.06 * (right - left)
+    axis.set_xlim(left - pad, right + pad)
+    bottom, top = min(p.low for p, *_ in drawn), max(p.high for p, *_ in drawn)
+    margin = 0.1 * max(top - bottom, 0.1)
+    axis.set_ylim(bottom - margin, top + margin)
+    axis.axvspan(budget, right + pad, color=LOST, alpha=0.1, linewidth=0)
+    axis.axvline(budget, color=LOST, linewidth=1.2, linestyle=(0, (5, 3)))
+    axis.plot([x for _, x, *_ in drawn], [p.accuracy for p, *_ in drawn], color=TUNED, linewidth=1.5, alpha=0.55)
+    for p, x, low, high in drawn:
+        color = BASE if p.strength == 0 else TUNED
+        across, up = [[max(0.0, x - low)], [max(0.0, high - x)]], [[p.accuracy - p.low], [p.high - p.accuracy]]
+        axis.errorbar([x], [p.accuracy], xerr=across, yerr=up, color=color, alpha=0.45, elinewidth=1.2, capsize=2.5)
+        face, extent = (color, 9.0) if p.strength == frontier.recommended else (CARD, 6.5)
+        axis.plot(
+            [x], [p.accuracy], marker="o", markersize=extent, color=color, markerfacecolor=face, markeredgewidth=1.6
+        )
+    names = ["base" if p.strength == 0 else f"{p.strength:g}" for p, *_ in drawn]
+    figure.draw_without_rendering()  # places what is drawn
+    _name_points(axis, [(x, p.accuracy) for p, x, *_ in drawn], names, size.font)
+    axis.xaxis.set_major_formatter(_points)
+    axis.yaxis.set_major_formatter(_percent)
+    axis.set_xlabel(f"mean drop on general skills, points; dashed: budget {100 * budget:g}")
+    _title(axis, "task score, by strength of the adapter")
+    return _svg(figure, f"strength-{size.name}", "Task score and forgetting by strength of the adapter")
+
+
+def _name_points(axis: "Axes", points: Sequence[tuple[float, float]], names: Sequence[str], font: float) -> None:
+    """Beside each point its name, where neither a point nor another name is; names of one place are joined. The
+    figure must have been laid out."""
+    scale = 72 / axis.figure.dpi
+    at = [(scale * x, scale * y) for x, y in axis.transData.transform(list(points))]  # in points of 1/72 inch
+    joined: dict[int, list[str]] = {}
+    for i, name in enumerate(names):
+        same = (j for j in joined if abs(at[i][0] - at[j][0]) < 4 and abs(at[i][1] - at[j][1]) < 4)
+        joined.setdefault(next(same, i), []).append(name)
+    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in at]
+    for i, here in joined.items():
+        text = ", ".join(here)
+        width, (x, y) = 0.62 * font * len(text), at[i]
+        boxes = {
+            (dx, dy): (left := x + dx - (width if dx < 0 else 0), low := y + dy, left + width, low + font)
+            for dx in (8, -8)
+            for dy in (5, -5 - font)
+        }
+        free = [place for place, box in boxes.items() if not any(_overlap(box, other) for other in taken)]
+        place = (free or list(boxes))[0]
+        taken.append(boxes[place])
+        axis.annotate(
+            text, points[i], xytext=place, textcoords="offset points", color=INK, fontweight="bold", va="bottom",
+            ha="right" if place[0] < 0 else "left",
+        )  # fmt: skip
+
+
+def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
 def _draw_scores(
     axis: "Axes", rows: Sequence[CheckpointScores], base: Estimate | None, few_shot: Estimate | None, marked: int | None
 ) -> None:
@@ -237,6 +304,10 @@ def _title(axis: "Axes", text: str) -> None:
 
 def _points(value: float, _position: float) -> str:
     return f"{100 * value:.0f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _percent(value: float, _position: float) -> str:
+    return f"{100 * value:.0f}%"
 
 
 def _plain_number(value: float, _position: float) -> str:

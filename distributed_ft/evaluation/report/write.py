@@ -93,6 +93,7 @@ def as_json(report: Report) -> dict[str, Any]:
             "catastrophic": is_catastrophic(forgetting, evidence.budget) if forgetting else None,
         },
         "skills": [asdict(skill) for skill in evidence.skills],
+        "strength": asdict(evidence.strength) if evidence.strength else None,
         "checkpoints": [_checkpoint(row, evidence) for row in evidence.checkpoints],
         "diagnosis": [asdict(finding) for finding in report.findings],
         "missing": [asdict(missing) for missing in evidence.missing],

@@ -209,6 +209,11 @@ CHOICES = {
         "evaluation.few_shot: [2, 4] is a choice, made on validation rows, and task 't' has none (made on the rows "
         "that it is judged by, it would flatter the prompt); give evaluation.tasks[0].validation, or one number"
     ),
+    "{adapter_strength: [0.5]}": (
+        "evaluation.adapter_strength: weighs accuracy on evaluation.tasks against forgetting, and there are none; name "
+        "a task, or remove it"
+    ),
+    "{adapter_strength: [1.5]}": "evaluation.adapter_strength[0]: 1.5 must be less than 1",
     "{few_shot: []}": "evaluation.few_shot: is empty; write a number of examples, auto, or [2, 4, 8]",
     "{few_shot: [0, 2]}": "evaluation.few_shot[0]: 0 must be greater than 0",
     "{few_shot: all}": "evaluation.few_shot: 'all' is not a choice; choices: auto",
@@ -234,6 +239,18 @@ CHOICES = {
 def test_choices_without_what_they_are_made_by_are_refused(problems: Problems, evaluation: str, said: str) -> None:
     text = f"name: x\nmodel: {{base: ./base}}\ndata: {{train: train.jsonl}}\nevaluation: {evaluation}\n"
     assert problems(text) == [f"run.yaml:4: {said}"]
+
+
+@pytest.mark.parametrize(
+    ("method", "what"), [("{type: full}", "method.type: full"), ("{type: lora, dora: true}", "method.dora: true")]
+)
+def test_the_strength_of_what_is_no_plain_lora_is_refused(problems: Problems, method: str, what: str) -> None:
+    head = f"name: x\nmodel: {{base: ./base}}\nmethod: {method}\ndata: {{train: train.jsonl}}\n"
+    text = f"{head}evaluation: {{adapter_strength: [0.5], tasks: [{{name: t, path: more.jsonl}}]}}\n"
+    assert problems(text) == [
+        f"run.yaml:5: evaluation.adapter_strength: cannot be used with {what}: only LoRA's difference to the base can "
+        "be scaled (lora and qlora, without dora); remove it"
+    ]
 
 
 def test_validation_rows_are_read_like_the_task_and_found_beside_run_yaml(run_yaml: Write, folder: Path) -> None:

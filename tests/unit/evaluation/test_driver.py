@@ -366,3 +366,16 @@ def test_without_the_tracker_there_is_no_tensorboard(make_run: MakeRun, adapters
 def test_user_errors_are_one_message_and_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "no-such-run")]) == 2
     assert "no-such-run" in capsys.readouterr().err
+
+
+def test_empty_answers_are_scored_counted_and_told(
+    make_run: MakeRun, adapters: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run({10: adapters["kept"]}, few_shot=0)
+    evaluate(run.path)
+    for result in run.task_results():
+        samples = run.samples(result.model, result.task)
+        assert result.empty == sum(not sample.response.strip() for sample in samples) / len(samples)
+    base = next(r for r in run.task_results() if (r.model, r.task) == ("base", "people"))
+    assert base.empty > 0  # it was never asked of whom it knows nothing
+    assert f", {100 * base.empty:.0f}% of the answers are empty" in capsys.readouterr().err
