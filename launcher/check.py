@@ -20,6 +20,7 @@ from distributed_ft.config.schema import (
     OptimConfig,
     QloraMethod,
     RunConfig,
+    TaskConfig,
     VirtualTokens,
 )
 from distributed_ft.errors import CheckpointError
@@ -92,7 +93,7 @@ def config_lines(loaded: LoadedRun, nproc: int) -> list[Line]:
             "checkpoints",
             f"every {config.checkpoint.every:,} steps; the newest {config.checkpoint.keep} and the best kept",
         ),
-        ("general suite", ", ".join(evaluation.general) or "none: forgetting will not be measured"),
+        ("general suite", ", ".join(map(_suite, evaluation.general)) or "none: forgetting will not be measured"),
         ("few-shot", f"{evaluation.few_shot} examples; forgetting budget {evaluation.select.forgetting_budget:g}"),
         ("tracking", ", ".join(config.tracking) or "metrics.jsonl only"),
     ]
@@ -212,6 +213,10 @@ def _file_lines(config: RunConfig) -> Iterator[Line]:
         yield "validation", "none" if named is None else _file(Reading.of(named))
     for number, task in enumerate(config.evaluation.tasks):
         yield "" if number else "tasks", f"{task.name} ({task.metric}): {_file(Reading.of(task))}"
+
+
+def _suite(entry: str | TaskConfig) -> str:
+    return f"{entry.name} ({entry.metric})" if isinstance(entry, TaskConfig) else entry
 
 
 def _file(reading: "Reading") -> str:

@@ -25,6 +25,7 @@ from distributed_ft.evaluation.engines import Engine
 from distributed_ft.evaluation.few_shot import with_examples
 from distributed_ft.evaluation.stats import mean
 from distributed_ft.evaluation.task import Choose, Generate, Read, Request, Response, Score, Task, reference
+from distributed_ft.evaluation.tasks.rule import Judging
 from distributed_ft.records import Choice, Sample, TaskResult
 
 
@@ -101,7 +102,10 @@ def _answers(
         if all(place in known for place in batch):
             continue
         started = time.perf_counter()
-        found = dict(zip(batch, engine.answer([requests[place] for place in batch]), strict=True))
+        answered = engine.answer([requests[place] for place in batch])
+        if isinstance(task, Judging):  # before they are kept, so that no judge is asked twice
+            answered = task.judged([task.examples()[place] for place in batch], answered)
+        found = dict(zip(batch, answered, strict=True))
         took = time.perf_counter() - started
         answers = {place: asdict(response) for place, response in found.items()}
         append_json_line(kept, {**key, "answers": answers, "seconds": round(took, 3)})
