@@ -33,7 +33,7 @@ def _pattern(decimal_comma: bool) -> re.Pattern[str]:
     fraction = r"(?:(?P<mixed>\d+)\s+)?(?P<above>\d+)\s?/\s?(?P<below>\d+)(?![\d/])"
     # a sign belongs to the number unless something stands before it: 5-3 holds 5 and 3
     return re.compile(
-        rf"(?<![\w.,/])(?P<sign>(?<![\w)])[-+−])?[$€£¥]?\s?(?:{fraction}|(?P<number>{number}))\s?(?P<percent>%)?"
+        rf"(?<![\w/{point}])(?P<sign>(?<![\w)])[-+−])?[$€£¥]?\s?(?:{fraction}|(?P<number>{number}))\s?(?P<percent>%)?"
     )
 
 
