@@ -22,7 +22,7 @@ def _words(text: str) -> int:
 
 def _sentences(text: str) -> int:
     """Pieces with a word in them, between ends of a sentence and what follows them."""
-    return sum(bool(re.search(r"\w", piece)) for piece in re.split(r"[.!?。！？]+(?:\s+|$)|\n+", text))
+    return sum(bool(re.search(r"\w", piece)) for piece in re.split(r"[.!?]+(?:\s+|$)|[。！？]+|\n+", text))
 
 
 def _paragraphs(text: str) -> int:

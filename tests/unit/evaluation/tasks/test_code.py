@@ -100,6 +100,6 @@ def test_rows_that_nothing_can_pass_are_refused(
 def test_no_code_is_run_unasked(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"prompt": "q", "tests": "assert True"}\n')
     code = config_of(name="t", path=str(tmp_path / "rows.jsonl"), metric="pass_at_k")
-    with pytest.raises(ConfigError, match="evaluation.allow_code_execution: true"):
+    with pytest.raises(ConfigError, match=r"evaluation\.allow_code_execution: true"):
         build_tasks(EvaluationConfig(tasks=(code,), general=()))
     assert build_tasks(EvaluationConfig(tasks=(code,), general=(), allow_code_execution=True))
