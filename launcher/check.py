@@ -21,6 +21,7 @@ from distributed_ft.config.schema import (
     OptimConfig,
     QloraMethod,
     RunConfig,
+    TaskConfig,
     VirtualTokens,
 )
 from distributed_ft.errors import CheckpointError
@@ -93,7 +94,7 @@ def config_lines(loaded: LoadedRun, nproc: int) -> list[Line]:
             "checkpoints",
             f"every {config.checkpoint.every:,} steps; the newest {config.checkpoint.keep} and the best kept",
         ),
-        ("general suite", ", ".join(evaluation.general) or "none: forgetting will not be measured"),
+        ("general suite", ", ".join(map(_suite, evaluation.general)) or "none: forgetting will not be measured"),
         ("few-shot", f"{_shots(evaluation)}; forgetting budget {evaluation.select.forgetting_budget:g}"),
         ("tracking", ", ".join(config.tracking) or "metrics.jsonl only"),
     ]
@@ -221,8 +222,12 @@ def _file_lines(config: RunConfig) -> Iterator[Line]:
         yield "" if number else "tasks", f"{task.name} ({task.metric}): {_file(Reading.of(task))}"
         if isinstance(task.validation, float):
             yield "", f"{task.name}: {task.validation:g} of these rows are kept to choose by"
-        elif task.validation_file is not None:
-            yield "", f"{task.name}, to choose by: {_file(Reading.of(task.validation_file))}"
+        elif task.on_validation is not None:
+            yield "", f"{task.name}, to choose by: {_file(Reading.of(task.on_validation))}"
+
+
+def _suite(entry: str | TaskConfig) -> str:
+    return f"{entry.name} ({entry.metric})" if isinstance(entry, TaskConfig) else entry
 
 
 def _file(reading: "Reading") -> str:

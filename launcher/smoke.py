@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from distributed_ft.artifacts import RunDirectory, write_atomic
 from distributed_ft.config.load import LoadedRun, resolved_json
 from distributed_ft.config.schema import FINDING_IDS, RunConfig
+from distributed_ft.config.tasks import ClassificationTask
 from distributed_ft.errors import EXIT_DONE
 from launcher import local
 from launcher.plan import Start
@@ -78,21 +79,33 @@ def thinned(config: RunConfig, folder: Path) -> RunConfig:
     if config.data.validation_file is not None:
         data["validation"] = _thin(Reading.of(config.data.validation_file), folder, skip_bad)
     data["waive"] = FINDING_IDS  # the whole of the data has passed; of a few rows, one fault is a great share
-    for task, given in zip(evaluation["tasks"], config.evaluation.tasks, strict=True):
+    for (_, name, index), given in config.evaluation.entries:
+        task = evaluation[name][index]
+        if isinstance(given, ClassificationTask) and given.labels is None:
+            task["labels"] = _labels(given)  # a few rows may not have them all
         task |= {"path": _thin(Reading.of(given), folder), "format": "auto", "columns": {}, "split": None}
-        task["max_new_tokens"] = min(task["max_new_tokens"], 16)
+        if "max_new_tokens" in task:
+            task["max_new_tokens"] = min(task["max_new_tokens"], 16)
         if isinstance(given.validation, float):
             task["validation"] = 0.5  # of a few rows a small share is none
-        elif given.validation_file is not None:
-            task["validation"] = _thin(Reading.of(given.validation_file), folder)
+        elif given.on_validation is not None:
+            task["validation"] = _thin(Reading.of(given.on_validation), folder)
     shipped = str(files("distributed_ft") / "assets" / "general" / "test.jsonl")
-    general = [shipped if path == "shipped" else path for path in evaluation["general"]]
-    evaluation["general"] = [_thin(Reading(path), folder) for path in general]
+    evaluation["general"] = [
+        _thin(Reading(shipped if entry == "shipped" else entry), folder) if isinstance(entry, str) else entry
+        for entry in evaluation["general"]
+    ]
     tree["runs_dir"] = str(folder)
     tree["checkpoint"]["every"] = STEPS_BEFORE_RESUME
     tree["tracking"] = ["tensorboard"]
     tree["optim"]["warmup_steps"] = None  # it may be longer than these few steps
     return RunConfig.model_validate_json(json.dumps(tree))
+
+
+def _labels(task: ClassificationTask) -> list[str]:
+    from distributed_ft.data.reading import Reading, read
+
+    return sorted({row.answer.strip() for row in read(Reading.of(task))})
 
 
 def _thin(reading: "Reading", folder: Path, skip_bad: int = 0) -> str:

@@ -14,11 +14,14 @@ from distributed_ft.config.schema import (
     DataFile,
     DeepspeedStrategy,
     FsdpStrategy,
+    JsonFieldsTask,
     LowRank,
     PrefixMethod,
     QloraMethod,
     RunConfig,
+    TaskConfig,
 )
+from distributed_ft.config.task_checks import task_problems
 from distributed_ft.errors import DataError
 
 # os.path's questions are asked here, not pathlib's: they answer no where pathlib raises (a name that is too long).
@@ -42,6 +45,7 @@ def problems(config: RunConfig, folder: Path) -> list[Problem]:
         _weights,
         _waivers,
         _names,
+        _tasks,
         _choices,
         _strength,
         _runs_dir,
@@ -80,11 +84,11 @@ def file_paths(config: RunConfig, folder: Path) -> Iterator[tuple[Key, str]]:
         yield ("data", "audit", "schema"), config.data.audit.json_schema
     if isinstance(config.strategy, DeepspeedStrategy):
         yield ("strategy", "config"), config.strategy.config
-    for index, task in enumerate(config.evaluation.tasks):
-        if task.json_schema is not None:
-            yield ("evaluation", "tasks", index, "schema"), task.json_schema
+    for key, task in config.evaluation.entries:
+        if isinstance(task, JsonFieldsTask) and task.json_schema is not None:
+            yield (*key, "schema"), task.json_schema
     for index, general in enumerate(config.evaluation.general):
-        if general != "shipped":
+        if isinstance(general, str) and general != "shipped":
             yield ("evaluation", "general", index), general
     if config.evaluation.generic_text not in (None, "shipped"):
         yield ("evaluation", "generic_text"), config.evaluation.generic_text
@@ -98,18 +102,20 @@ def _data_paths(config: RunConfig, folder: Path) -> Iterator[tuple[Key, str, str
         entries = [(("data", "train", index), entry) for index, entry in enumerate(train)]
     if isinstance(validation, str | DataFile):
         entries.append((("data", "validation"), validation))
-    for index, task in enumerate(config.evaluation.tasks):
-        entries.append((("evaluation", "tasks", index), task))
+    for key, task in config.evaluation.entries:
+        entries.append((key, task))
         if isinstance(task.validation, str | DataFile):
-            entries.append((("evaluation", "tasks", index, "validation"), task.validation))
+            entries.append(((*key, "validation"), task.validation))
     for key, entry in entries:
         file = entry if isinstance(entry, DataFile) else DataFile(path=entry)
         if not data_files.is_hub_id(file.path, folder):
             yield (*key, "path") if isinstance(entry, DataFile) else key, file.path, file.split
 
 
-def general_name(entry: str) -> str:
-    """Task name of an entry of `evaluation.general`: `general` for the shipped suite, else the file's stem."""
+def general_name(entry: str | TaskConfig) -> str:
+    """Task name of an entry of `evaluation.general`: its own, `general` for the shipped suite, else the file's stem."""
+    if isinstance(entry, TaskConfig):
+        return entry.name
     return GENERAL if entry == "shipped" else Path(entry.removeprefix(_SHIPPED)).stem
 
 
@@ -222,10 +228,15 @@ def _names(config: RunConfig, _: Path) -> Iterator[Problem]:
     for index, entry in enumerate(config.evaluation.general):
         key: Key = ("evaluation", "general", index)
         name = general_name(entry)
+        key, what, remedy = (
+            (key, repr(entry), "rename the file")
+            if isinstance(entry, str)
+            else ((*key, "name"), repr(entry.name), "choose another name")
+        )
         if name in seen:
-            yield Problem(key, f"{entry!r} would be scored as {name!r}, as {dotted(seen[name])} is; rename the file")
+            yield Problem(key, f"{what} would be scored as {name!r}, as {dotted(seen[name])} is; {remedy}")
         elif name == GENERAL and entry != "shipped":
-            yield Problem(key, f"{entry!r}: the name {GENERAL!r} is kept for the shipped suite; rename the file")
+            yield Problem(key, f"{what}: the name {GENERAL!r} is kept for the shipped suite; {remedy}")
         else:
             seen[name] = key
     for index, task in enumerate(config.evaluation.tasks):
@@ -281,6 +292,12 @@ def _strength(config: RunConfig, _: Path) -> Iterator[Problem]:
             "weighs accuracy on evaluation.tasks against forgetting, and there are none; name a task, or remove it",
             also=(("evaluation", "tasks"),),
         )
+
+
+def _tasks(config: RunConfig, _: Path) -> Iterator[Problem]:
+    for key, task in config.evaluation.entries:
+        for name, message in task_problems(task, config.evaluation.allow_code_execution):
+            yield Problem((*key, *name), message)
 
 
 # --- what must exist -----------------------------------------------------------------------------------------------

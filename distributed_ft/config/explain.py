@@ -84,8 +84,8 @@ def surface(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[tu
         if not inner or {str, type(None)}.intersection(_members(info.annotation)):
             yield f"{prefix}{name}", info
         many = "[]" if _is_list(info.annotation) else ""
-        for section in inner:
-            yield from surface(section, f"{prefix}{name}{many}.")
+        keys = (key for section in inner for key in surface(section, f"{prefix}{name}{many}."))
+        yield from {(key, repr(info.get_default())): (key, info) for key, info in keys}.values()
 
 
 def fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
@@ -129,27 +129,39 @@ def _missing(key: Key, step: str | int, document: Document, root: type[BaseModel
 
 
 def _section(key: Key, document: Document, root: type[BaseModel]) -> type[BaseModel] | None:
-    """The model of the section at `key`; of several, the one that the section's `type` names."""
-    model = root
+    """The model of the section at `key`; of several, the one that the section's `type` or `metric` names."""
+    return next(iter(_branches(key, document, root)), None)
+
+
+def _branches(key: Key, document: Document, root: type[BaseModel]) -> list[type[BaseModel]]:
+    """All models that the section at `key` could have been of, the one that it is of first."""
+    models = [root]
     for depth, step in enumerate(key):
         if isinstance(step, int):
             continue
-        info = fields(model).get(step)
+        info = fields(models[0]).get(step)
         models = _models(info.annotation) if info else []
         if not models:
-            return None
-        written = document.at(key[: depth + 1])
-        kind = written.get("type") if isinstance(written, dict) else None
-        model = next((m for m in models if _is_type(m, kind)), models[0])
-    return model
+            return []
+        in_list = isinstance(next(iter(key[depth + 1 :]), None), int)
+        written = document.at(key[: depth + 1 + in_list])
+        models.sort(key=lambda model: not _is_meant(model, written))
+    return models
 
 
-def _is_type(model: type[BaseModel], kind: Any) -> bool:
-    """Whether a section with `type: kind` is of this model; None: with no type, so of the one that is the default."""
-    info = model.model_fields.get("type")
+def _is_meant(model: type[BaseModel], written: Any) -> bool:
+    """Whether a section as it was written is of this model: by its `type` or `metric`, or as the default without."""
+    name = _teller(model)
+    info = model.model_fields.get(name)
     if info is None:
         return True
+    kind = written.get(name) if isinstance(written, dict) else None
     return not info.is_required() if kind is None else kind in _choices(info)
+
+
+def _teller(model: type[BaseModel]) -> str:
+    """The key that says which of several models a section is of."""
+    return "metric" if "metric" in model.model_fields else "type"
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
@@ -182,8 +194,9 @@ def _words(details: ErrorDetails, key: Key, value: Any, document: Document, root
         case "extra_forbidden":
             return key, _unknown_key(key, value, document, root)
         case "union_tag_invalid":
-            value = value["type"]
-            return (*key, "type"), _unknown_choice((*key, "type"), value, str(context["expected_tags"]))
+            name = "metric" if "metric" in str(context["discriminator"]) else "type"
+            choices = str(context["expected_tags"]).replace("'path', ", "")  # a suite's other form is no choice
+            return (*key, name), _unknown_choice((*key, name), value[name], choices)
         case "literal_error" if details["loc"][-1] == "[key]":  # of a mapping with fixed names
             return key, _unknown_choice(key, str(key[-1]), str(context["expected"]))
         case "literal_error" if value is not None:
@@ -191,6 +204,8 @@ def _words(details: ErrorDetails, key: Key, value: Any, document: Document, root
         case "model_type" | "dict_type":
             held = "is empty" if value is None else f"{_show(value)} is not a section of keys"
             section = _section(key, document, root)
+            if isinstance(key[-1], int):
+                return key, f"{held}; write `- {{name: …, path: …, metric: …}}`"
             example = "type: …" if section and "type" in section.model_fields else "key: value"
             return key, f"{held}; write `{key[-1]}: {{{example}}}`, or remove the line"
     if value is None:
@@ -256,18 +271,19 @@ def _nearest_name(other: str, key: Key) -> str:
 
 
 def _belongs_to_another_type(key: Key, value: Any, document: Document, root: type[BaseModel]) -> str | None:
-    """`method.rank` under `type: full`, and the like."""
-    if root is not RunConfig or len(key) != 2 or key[0] not in ("method", "strategy"):
+    """`method.rank` under `type: full`, `tolerance` of a task under `metric: exact_match`, and the like."""
+    section = key[:-1]
+    mine, *others = _branches(section, document, root) or [root]
+    teller = _teller(mine)
+    theirs = [_choices(model.model_fields[teller])[0] for model in others if key[-1] in fields(model)]
+    if root is not RunConfig or not theirs:
         return None
-    mine = _section(key[:1], document, root)
-    for model in _models(RunConfig.model_fields[str(key[0])].annotation):
-        if model is not mine and mine and key[1] in fields(model):
-            theirs, chosen = _choices(model.model_fields["type"])[0], _choices(mine.model_fields["type"])[0]
-            if document.at((key[0], "type")) is None:
-                return f"{_show(value)} belongs to type {theirs!r}; add `type: {theirs}` to {key[0]}"
-            remedy = f"remove it, or replace the whole section: '{key[0]}={{type: {chosen}}}'"
-            return f"{_show(value)} belongs to type {theirs!r}, not to {chosen!r}; {remedy}"
-    return None
+    belongs = f"{_show(value)} belongs to {teller} {' or '.join(map(repr, theirs[:3]))}"
+    if document.at((*section, teller)) is None:
+        return f"{belongs}; add `{teller}: {theirs[0]}` to {dotted(section)}"
+    chosen = _choices(mine.model_fields[teller])[0]
+    replacement = f"replace the whole section: '{dotted(section)}={{type: {chosen}}}'"
+    return f"{belongs}, not to {chosen!r}; remove it, or {replacement if teller == 'type' else 'correct the metric'}"
 
 
 def _unknown_choice(key: Key, value: Any, expected: str) -> str:

@@ -156,8 +156,13 @@ def _checked(tree: dict[str, Any], folder: Path, known: list[Problem]) -> list[P
             break
         except ValidationError as error:
             for details in error.errors(include_url=False):
-                if details["type"] == "missing":
-                    _stand_in(rest, details["loc"])
+                section, inner = _section(rest, details["loc"][:-1])
+                last = details["loc"][-1]
+                if details["type"] == "missing" and isinstance(inner, dict):
+                    inner[last] = {} if last in ("model", "data") else "unknown"
+                    wrong.add((*section, last))
+                elif details["type"] == "extra_forbidden" and isinstance(inner, dict):
+                    inner.pop(last, None)  # of a metric that is wrong, and away by now
     else:
         return []
     return [p for p in checks.problems(config, folder) if not any(_touches(k, wrong) for k in (p.key, *p.also))]
@@ -173,11 +178,13 @@ def _remove(tree: Any, key: Key) -> None:
         tree.pop(key[-1], None)
 
 
-def _stand_in(tree: Any, loc: tuple[int | str, ...]) -> None:
-    for step in loc[:-1]:  # the tags of unions, which are no keys, are stepped over
-        tree = tree[step] if holds(tree, step) else tree
-    if isinstance(tree, dict):
-        tree[loc[-1]] = {} if loc[-1] in ("model", "data") else "unknown"
+def _section(tree: Any, loc: tuple[int | str, ...]) -> tuple[Key, Any]:
+    """Key and value of where an error is; the tags of unions, which are no keys, are stepped over."""
+    key: Key = ()
+    for step in loc:
+        if holds(tree, step):
+            key, tree = (*key, step), tree[step]
+    return key, tree
 
 
 def _touches(key: Key, wrong: set[Key]) -> bool:

@@ -8,21 +8,20 @@ Torch-free: a login node answers at once. Units are in each field's description,
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from distributed_ft.config.section import ColumnName as ColumnName
+from distributed_ft.config.section import DataFile as DataFile
+from distributed_ft.config.section import DataFormat as DataFormat
+from distributed_ft.config.section import Positive as Positive
+from distributed_ft.config.section import Section as Section
+from distributed_ft.config.tasks import AnyTask, SuiteEntry
+from distributed_ft.config.tasks import JsonFieldsTask as JsonFieldsTask
+from distributed_ft.config.tasks import TaskConfig as TaskConfig
 
 Preset = Literal["style", "domain", "code", "support"]
-Metric = Literal["exact_match", "json_fields"]
 Recompute = Literal["none", "selective", "full"]
-Positive = Annotated[int, Field(gt=0)]
 AUTO_SHOTS = (1, 2, 4, 8)  # evaluation.few_shot: auto
-
-
-class Section(BaseModel):
-    """A part of `run.yaml`: frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_by_name=False, serialize_by_alias=True
-    )
 
 
 class ModelConfig(Section):
@@ -158,27 +157,6 @@ FINDING_IDS = (
     "template",
 )
 OverLong = Literal["truncate", "split", "drop", "error"]
-DataFormat = Literal["auto", "chat", "sharegpt", "alpaca", "pairs", "text", "columns"]
-
-# What a column of a file may be named for: data.train[].columns
-ColumnName = Literal["prompt", "completion", "system", "context", "messages", "text", "id", "category"]
-
-
-class DataFile(Section):
-    """One data file, `datasets` directory or hub id, and how its rows are read."""
-
-    path: str = Field(
-        min_length=1,
-        description="Rows as JSONL, JSON, CSV, TSV, Parquet, Arrow (each also .gz, .bz2, .xz, .zst), a `datasets` "
-        "directory or a hub id; relative to run.yaml, or `shipped:...`.",
-    )
-    format: DataFormat = Field("auto", description="What a row looks like; auto: told by its columns.")
-    columns: dict[ColumnName, str] = Field(
-        {},
-        description="Names of columns in the file: {prompt: question, completion: answer}; also system, context, "
-        "messages, text, id, category.",
-    )
-    split: str | None = Field(None, description="Of a `datasets` directory or hub id: which split; default: train.")
 
 
 class Source(DataFile):
@@ -337,34 +315,6 @@ class CheckpointConfig(Section):
     )
 
 
-class TaskConfig(DataFile):
-    """A held-out task: requests and reference answers, and how an answer is scored."""
-
-    path: str = Field(min_length=1, description="Rows as in data.train; the last assistant turn is the reference.")
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    metric: Metric = Field("exact_match", description="json_fields also reports field accuracy and JSON validity.")
-    json_schema: str | None = Field(None, alias="schema", description="JSON Schema file that answers must satisfy.")
-    max_new_tokens: Positive = Field(128, description="Longest answer, in tokens.")
-    cluster: str | None = Field(
-        None,
-        min_length=1,
-        description="A column (passage, document, conversation): rows with the same value in it are not independent, "
-        "and standard errors, intervals and tests count them as one.",
-    )
-    validation: str | Annotated[float, Field(gt=0, lt=1)] | DataFile | None = Field(
-        None,
-        description="Rows to choose by (BEST, few_shot, early_stop), so that those of `path` are asked only once, of "
-        "what was chosen: a path of rows like them, a {path, format, columns, split}, or a fraction of them.",
-    )
-
-    @property
-    def validation_file(self) -> DataFile | None:
-        """`validation` in its long form; None: no file of its own."""
-        if isinstance(self.validation, str):
-            return DataFile(path=self.validation, format=self.format, columns=self.columns)
-        return self.validation if isinstance(self.validation, DataFile) else None
-
-
 class SelectConfig(Section):
     metric: Literal["task_accuracy"] = "task_accuracy"
     forgetting_budget: Annotated[float, Field(ge=0, le=1)] = Field(
@@ -383,10 +333,15 @@ class EarlyStopConfig(Section):
     )
 
 
+Key = tuple[str | int, ...]
+
+
 class EvaluationConfig(Section):
-    tasks: tuple[TaskConfig, ...] = Field((), description="What the model is being trained for.")
-    general: tuple[str, ...] = Field(
-        ("shipped",), description="What it must not forget: `shipped` (general skills), or paths of rows."
+    tasks: tuple[AnyTask, ...] = Field((), description="What the model is being trained for.")
+    general: tuple[SuiteEntry, ...] = Field(
+        ("shipped",),
+        description="What it must not forget: `shipped` (general skills), paths of rows (scored by exact match), or "
+        "tasks as above.",
     )
     generic_text: str | None = Field(
         "shipped",
@@ -402,6 +357,9 @@ class EvaluationConfig(Section):
     batch_size: Positive = Field(32, description="Requests generated at once.")
     validation_every: Positive | None = Field(
         None, description="Steps between validation losses; default: at each checkpoint."
+    )
+    allow_code_execution: bool = Field(
+        False, description="Metric pass_at_k may run what the model wrote, in a sandbox on this machine."
     )
     select: SelectConfig = SelectConfig()
     adapter_strength: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
@@ -419,6 +377,17 @@ class EvaluationConfig(Section):
         if isinstance(self.few_shot, tuple):
             return tuple(sorted(set(self.few_shot)))
         return AUTO_SHOTS if self.few_shot == "auto" else (self.few_shot,)
+
+    @property
+    def entries(self) -> list[tuple[Key, TaskConfig]]:
+        """Every task that is written out, by its key; the suites are among them."""
+        named = [("tasks", self.tasks), ("general", self.general)]
+        return [
+            (("evaluation", name, index), entry)
+            for name, listed in named
+            for index, entry in enumerate(listed)
+            if isinstance(entry, TaskConfig)
+        ]
 
 
 class RunConfig(Section):

@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from distributed_ft.artifacts import write_atomic
 from distributed_ft.config.data_files import files_of, is_hub_id, kind_of, looks_like_hub_id
-from distributed_ft.config.schema import ColumnName, DataFile, DataFormat
+from distributed_ft.config.schema import ColumnName, DataFile, DataFormat, TaskConfig
 from distributed_ft.data.examples import TEXT, Example
 from distributed_ft.data.files import Fault, Item, Row, csv_items, jsonl_items, parse_line, shorten, suggestion
 from distributed_ft.data.json_list import json_items
@@ -42,6 +42,8 @@ class Reading:
     columns: Mapping[ColumnName, str] = field(default_factory=dict)  # our name -> that of a column in the file
     split: str | None = None  # of a folder or data set; None: train
     keep: tuple[str, ...] = ()  # further columns that go into Example.columns, as text
+    of_task: bool = False  # see Layout
+    unanswered: bool = False
     hub: bool | None = None  # it is a data set on the hub: there are no files; None: told by what is here
 
     def __post_init__(self) -> None:
@@ -65,7 +67,16 @@ class Reading:
         """As a run.yaml says. Its paths are absolute by now, so what looks like one of the hub is one, whatever folders
         are where the command was given."""
         hub = looks_like_hub_id(file.path) and not os.path.exists(file.path)
-        return Reading(file.path, file.format, file.columns, file.split, keep, hub)
+        reading = Reading(file.path, file.format, file.columns, file.split, keep, hub=hub)
+        if isinstance(file, TaskConfig):
+            keep = tuple(dict.fromkeys((*keep, *file.columns_read)))
+            return replace(reading, keep=keep, of_task=True, unanswered=file.unanswered)
+        return reading
+
+    def layout(self, row: Row) -> Layout:
+        """How rows are to be understood, as one of them tells. Raises DataError."""
+        told = layout_of(row, self.format, self.columns, self.keep)
+        return replace(told, of_task=self.of_task, unanswered=self.unanswered)
 
     def files(self) -> list[Path]:
         """What is read, in that order; nothing for a data set on the hub. Raises DataError when there is nothing."""
@@ -117,7 +128,7 @@ class Chunk:
         for line, value in self.items:
             try:
                 row = _row(self.path, line, value)
-                layout = self.layout or layout_of(row, self.reading.format, self.reading.columns, self.reading.keep)
+                layout = self.layout or self.reading.layout(row)
                 yield example_of(row, layout, self.stem)
             except DataError as error:
                 reason = str(error).removeprefix(f"{self.path}:{line}: ")
@@ -212,18 +223,25 @@ def _stem(path: str) -> str:
         return Path(path).name
 
 
-def read_examples(file: Reading | str | Path) -> list[Example]:
-    """All rows of a data file that can be asked: none without a question or an answer. Raises DataError."""
+def read_examples(file: Reading | str | Path, text: bool = False) -> list[Example]:
+    """All rows of a data file that can be asked: none without a question or (unless the reading lets it lack) an
+    answer, and plain text only where `text` is welcome. Raises DataError."""
+    reading = file if isinstance(file, Reading) else Reading(str(file))
     examples = []
-    for example in read(file if isinstance(file, Reading) else Reading(str(file))):
-        _check_askable(example)
+    for example in read(reading):
+        _check_askable(example, text, reading.unanswered)
         examples.append(example)
     return examples
 
 
-def _check_askable(example: Example) -> None:
+def _check_askable(example: Example, text: bool, unanswered: bool) -> None:
     place = f"{example.path}:{example.line}"
-    for number, message in enumerate(example.messages):
+    asked = example.messages[:-1] if unanswered else example.messages
+    for number, message in enumerate(asked):
+        if message.role == TEXT and text and message.content.strip():
+            continue
+        if message.role == TEXT and text:
+            raise DataError(f"{place}: an empty text; write one, or remove the row")
         if message.role == TEXT:
             raise DataError(f"{place}: plain text has no question and no answer; give rows of 'prompt', 'completion'")
         if message.role in ("assistant", "user") and not message.content.strip() and not message.extras:
@@ -301,7 +319,7 @@ def _layout(reading: Reading, path: str, batch: list[Item]) -> Layout | None:
     layout = None
     for row in _rows(path, batch):
         try:
-            layout = layout_of(row, reading.format, reading.columns, reading.keep)
+            layout = reading.layout(row)
             break
         except DataError:
             continue

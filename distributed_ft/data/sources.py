@@ -57,6 +57,8 @@ class Layout:
     told_by: tuple[str, int] | None  # file and line of the row that told; None: the user, and other columns are free
     columns: Mapping[ColumnName, str]
     keep: tuple[str, ...]  # columns to keep as text
+    of_task: bool = False  # an answer may be a number or a boolean: a label, an index
+    unanswered: bool = False  # a row may have no answer: it gets an empty one
 
 
 def layout_of(row: Row, form: DataFormat, columns: Mapping[ColumnName, str], keep: tuple[str, ...]) -> Layout:
@@ -84,6 +86,8 @@ def example_of(row: Row, layout: Layout, stem: str) -> Example:
     mapped = Row(row.path, row.line, _renamed(row, layout.columns)) if layout.columns else row
     if layout.told_by is not None:
         _check_shape(mapped, layout.shape, *layout.told_by)
+    if layout.of_task:
+        mapped = Row(row.path, row.line, _with_answer(mapped.values, layout))
     values = mapped.values
     if values.get("functions") not in (None, "", []):
         raise row.error(
@@ -164,6 +168,21 @@ def _renamed(row: Row, columns: Mapping[ColumnName, str]) -> dict[str, Any]:
     taken = set(columns.values())
     values = {name: value for name, value in row.values.items() if name not in taken and name not in columns}
     return {**values, **{target: row.values[source] for target, source in columns.items() if source in row.values}}
+
+
+def _with_answer(values: dict[str, Any], layout: Layout) -> dict[str, Any]:
+    """The row's values with an answer that is text, where one is there or may lack."""
+    column, name, said = {"chat": ("messages", "role", "content"), "sharegpt": ("conversations", "from", "value")}.get(
+        layout.shape, ("", "", "")
+    )
+    turns = values.get(column)
+    if layout.unanswered and isinstance(turns, list) and turns and isinstance(turns[-1], dict):
+        asked = turns[-1].get(name) in ("user", "human", "tool")
+        return {**values, column: [*turns, {name: "assistant", said: ""}]} if asked else values
+    answers = _ANSWERS.get(layout.shape, ())
+    shown = {a: _shown(values[a]) for a in answers if isinstance(values.get(a), bool | int | float)}
+    lacks = layout.unanswered and answers and all(values.get(a) is None for a in answers)
+    return {**values, **shown, **({answers[0]: ""} if lacks else {})}
 
 
 def _group_of(row: Row, columns: Mapping[ColumnName, str]) -> str | None:

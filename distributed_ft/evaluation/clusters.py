@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
-from distributed_ft.config.schema import DataFile, TaskConfig
+from distributed_ft.config.tasks import TaskConfig
 from distributed_ft.data.examples import Example
 from distributed_ft.data.reading import Reading, read_examples
 from distributed_ft.errors import DataError
@@ -14,13 +14,12 @@ from distributed_ft.records import Sample
 LONGEST = 80  # characters of a name; of a passage that is longer, its digest is enough
 
 
-def rows_of(config: TaskConfig, file: DataFile | None = None, keep: tuple[str, ...] = ()) -> tuple[Example, ...]:
-    """The task's rows, or those of another `file` that are like them, with further columns to `keep`. Raises DataError,
-    naming file, line and key."""
+def rows_of(config: TaskConfig, text: bool = False) -> tuple[Example, ...]:
+    """The task's rows, which may be plain `text`. Raises DataError, naming file, line and key."""
     column = config.cluster
+    rows = read_examples(Reading.of(config, () if column is None else (column,)), text=text)
     if column is None:
-        return tuple(read_examples(Reading.of(file or config, keep)))
-    rows = read_examples(Reading.of(file or config, tuple(dict.fromkeys((*keep, column)))))
+        return tuple(rows)
     return tuple(_of_cluster(row, column, config.name) for row in rows)
 
 

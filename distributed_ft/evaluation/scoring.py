@@ -27,6 +27,7 @@ from distributed_ft.evaluation.engines import Engine
 from distributed_ft.evaluation.few_shot import with_examples
 from distributed_ft.evaluation.stats import mean
 from distributed_ft.evaluation.task import Choose, Generate, Read, Request, Response, Score, Task, reference
+from distributed_ft.evaluation.tasks.rule import Judging
 from distributed_ft.records import Choice, Sample, TaskResult
 
 
@@ -116,6 +117,8 @@ def _answers(
     left = [batch for batch in engine.batches(requests) if not all(place in known for place in batch)]
     started = time.perf_counter()
     for which, answers in engine.answers([[requests[place] for place in batch] for batch in left]):
+        if isinstance(task, Judging):  # before they are kept, so that no judge is asked twice
+            answers = task.judged([task.examples()[place] for place in left[which]], answers)
         found = dict(zip(left[which], answers, strict=True))
         took, started = time.perf_counter() - started, time.perf_counter()
         as_json = {place: asdict(response) for place, response in found.items()}

@@ -11,7 +11,7 @@ from typing import Any
 
 from distributed_ft.artifacts import read_json, write_json
 from distributed_ft.config.checks import ASSETS, general_name
-from distributed_ft.config.schema import RunConfig
+from distributed_ft.config.schema import RunConfig, TaskConfig
 from distributed_ft.data.audit.run import AuditSettings, File, Load, Reference, audit
 from distributed_ft.data.prepare import file_identity
 from distributed_ft.data.reading import Chunk, Reading, chunks
@@ -72,12 +72,19 @@ def _examples(chunk: Chunk, tolerant: bool) -> list[Any]:
 
 def _references(config: RunConfig) -> list[tuple[str, Reading, bool]]:
     """Name, file, and whether a training row of it makes a score wrong: of data.validation only the loss is."""
-    suites = [(general_name(g), Reading(_SHIPPED_SUITE if g == "shipped" else g)) for g in config.evaluation.general]
+    suites = [(general_name(suite), _suite(suite)) for suite in config.evaluation.general]
     tasks = [(task.name, Reading.of(task)) for task in config.evaluation.tasks]
-    apart = [(f"{task.name}.validation", task.validation_file) for task in config.evaluation.tasks]
-    tasks += [(name, Reading.of(file)) for name, file in apart if file is not None]  # a fraction is among its rows
+    apart = [(f"{task.name}.validation", task.on_validation) for task in config.evaluation.tasks]
+    tasks += [(name, Reading.of(rows)) for name, rows in apart if rows is not None]  # a fraction is among its rows
     found = [(name, reading, True) for name, reading in [*tasks, *suites]]
     validation = config.data.validation_file
-    if validation is not None and Reading.of(validation) not in [reading for _, reading, _ in found]:
+    judged_on = [(reading.path, reading.split) for _, reading, _ in found]
+    if validation is not None and (validation.path, validation.split) not in judged_on:
         found.append(("validation", Reading.of(validation), False))
     return found
+
+
+def _suite(entry: str | TaskConfig) -> Reading:
+    if isinstance(entry, TaskConfig):
+        return Reading.of(entry)
+    return Reading(_SHIPPED_SUITE if entry == "shipped" else entry)

@@ -4,29 +4,30 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import assert_never
 
-from distributed_ft.config.schema import EvaluationConfig, TaskConfig
+from distributed_ft.config.schema import EvaluationConfig
+from distributed_ft.config.tasks import UNASKED, MetricTask, PassAtKTask, PerplexityTask, TaskConfig
+from distributed_ft.data.examples import Example
 from distributed_ft.data.reading import read_examples
 from distributed_ft.errors import ConfigError
 from distributed_ft.evaluation.clusters import rows_of
 from distributed_ft.evaluation.task import VALIDATION, Kind, Task
+from distributed_ft.evaluation.tasks.build import rule_of
 from distributed_ft.evaluation.tasks.exact_match import ExactMatch
-from distributed_ft.evaluation.tasks.json_fields import json_fields
-from distributed_ft.evaluation.tasks.rule import Rule, RuledTask
+from distributed_ft.evaluation.tasks.rule import RuledTask
 from distributed_ft.evaluation.tasks.validation import refuse_shared, split
 
 SHIPPED_GENERAL = Path(__file__).parents[2] / "assets" / "general" / "test.jsonl"
 SHIPPED_NAME = "general"
 
 
-def build_task(config: TaskConfig, kind: Kind = "task") -> RuledTask:
+def build_task(config: MetricTask, kind: Kind = "task") -> RuledTask:
     """The task, its rows read and checked. Raises ConfigError or DataError, naming file, line or key."""
-    rule = _rule(config)
-    return RuledTask(config.name, rows_of(config), rule, kind)
+    rows = _rows(config)
+    return RuledTask(config.name, rows, rule_of(config, rows), kind)
 
 
-def with_validation(config: TaskConfig) -> list[Task]:
+def with_validation(config: MetricTask) -> list[Task]:
     """The task, and behind it the one of the rows that choices are made by, where it has some: of kind `validation`,
     with a name of its own. Raises as `build_task`, and DataError for validation rows that are test rows too, or where
     no row would be left."""
@@ -36,30 +37,21 @@ def with_validation(config: TaskConfig) -> list[Task]:
     if isinstance(config.validation, float):
         test, rows = split(task.name, task.rows, config.validation)
     else:
-        assert config.validation_file is not None
-        test, rows = task.rows, rows_of(config, config.validation_file)
+        assert config.on_validation is not None
+        test, rows = task.rows, _rows(config.on_validation)
         refuse_shared(task.name, test, rows)
     by = replace(task, name=task.name + VALIDATION, rows=rows, kind="validation")
     return [replace(task, rows=test), by]
 
 
-def _rule(config: TaskConfig) -> Rule:
-    match config.metric:
-        case "exact_match":
-            if config.json_schema is not None:
-                raise ConfigError(
-                    f"evaluation.tasks[{config.name}].schema: {config.json_schema}: metric exact_match has no use for "
-                    "a schema; set metric: json_fields, or remove it"
-                )
-            return ExactMatch(config.max_new_tokens)
-        case "json_fields":
-            return json_fields(config.name, config.max_new_tokens, config.json_schema)
-        case unknown:
-            assert_never(unknown)
+def _rows(config: MetricTask) -> tuple[Example, ...]:
+    return rows_of(config, text=isinstance(config, PerplexityTask))
 
 
-def general_task(entry: str) -> Task:
-    """One entry of `evaluation.general`: the word `shipped`, or a file of rows; scored by exact match."""
+def general_task(entry: str | MetricTask) -> Task:
+    """One entry of `evaluation.general`: the word `shipped`, or a file of rows, scored by exact match; or a task."""
+    if isinstance(entry, TaskConfig):
+        return build_task(entry, "general")
     path = SHIPPED_GENERAL if entry == "shipped" else Path(entry)
     name = SHIPPED_NAME if entry == "shipped" else re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-.") or "rows"
     rows = tuple(read_examples(path))
@@ -69,8 +61,13 @@ def general_task(entry: str) -> Task:
 
 
 def build_tasks(config: EvaluationConfig) -> tuple[Task, ...]:
-    """Tasks first, each with its validation rows behind it, then the general suite, in the order written. Raises
-    ConfigError when two have one name."""
+    """Tasks first, each with its validation rows behind it, then the general suite, in the order written.
+
+    Raises ConfigError, DataError: a task cannot be used, two have one name, or one would run code unasked.
+    """
+    for _, entry in config.entries:
+        if isinstance(entry, PassAtKTask) and not config.allow_code_execution:
+            raise ConfigError(f"evaluation.tasks[{entry.name}].metric: {UNASKED}")
     tasks: Sequence[Task] = [
         *(task for entry in config.tasks for task in with_validation(entry)),
         *(general_task(entry) for entry in config.general),

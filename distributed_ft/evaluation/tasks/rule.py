@@ -4,9 +4,11 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from distributed_ft.data.examples import Example
+from distributed_ft.data.files import shorten
+from distributed_ft.errors import DataError
 from distributed_ft.evaluation.task import Generate, Kind, Request, Response, Score, Scored, question
 
 
@@ -33,6 +35,13 @@ class Rule(Protocol):
     def totals(self, scored: Sequence[Scored]) -> Mapping[str, float]: ...
 
 
+@runtime_checkable
+class Judging(Protocol):
+    """What asks a second model of each answer."""
+
+    def judged(self, examples: Sequence[Example], responses: Sequence[Response]) -> list[Response]: ...
+
+
 @dataclass(frozen=True)
 class FreeText:
     """What rules have in common that ask for a text and score each by itself."""
@@ -54,6 +63,48 @@ class FreeText:
 
     def totals(self, scored: Sequence[Scored]) -> Mapping[str, float]:
         return {}
+
+
+def column(row: Example, name: str, metric: str, key: str) -> str:
+    """The text in a column of a row, or DataError: `key` names the column in run.yaml."""
+    if not row.columns.get(name, "").strip():
+        raise DataError(
+            f"{place(row)}: nothing in the column {name!r}, which metric {metric} looks into; fill it, or name another "
+            f"column by {key}"
+        )
+    return row.columns[name]
+
+
+def listed(row: Example, name: str, metric: str, key: str) -> list[Any]:
+    """The list in a column of a row: a JSON list, as itself or as text. Raises DataError."""
+    text = column(row, name, metric, key)
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, list) or not found:
+        raise DataError(
+            f"{place(row)}: the column {name!r} holds {shorten(text)}, not a list with something in it; metric "
+            f'{metric} needs a JSON list such as ["a", "b"], or another column named by {key}'
+        )
+    return found
+
+
+def texts(row: Example, name: str, metric: str, key: str) -> tuple[str, ...]:
+    """The list of texts in a column; numbers and booleans become text. Raises DataError."""
+    found = listed(row, name, metric, key)
+    for value in found:
+        if not isinstance(value, str | int | float) or (isinstance(value, str) and not value.strip()):
+            raise DataError(
+                f"{place(row)}: the list in the column {name!r} holds {shorten(value)}, which is no text; "
+                "correct the row"
+            )
+    return tuple(value if isinstance(value, str) else json.dumps(value) for value in found)
+
+
+def place(row: Example) -> str:
+    """`file:line`, for messages."""
+    return f"{row.path}:{row.line}"
 
 
 @dataclass(frozen=True)
@@ -98,3 +149,7 @@ class RuledTask:
 
     def totals(self, scored: Sequence[Scored]) -> Mapping[str, float]:
         return self.rule.totals(scored)
+
+    def judged(self, examples: Sequence[Example], responses: Sequence[Response]) -> list[Response]:
+        """The responses with what a judge wrote of them, where the metric has one. Raises EvaluationError."""
+        return self.rule.judged(examples, responses) if isinstance(self.rule, Judging) else list(responses)

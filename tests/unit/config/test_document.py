@@ -138,7 +138,7 @@ def test_an_override_beats_the_file_and_may_replace_a_whole_section(run_yaml: Ca
 
 def test_another_method_over_keys_of_the_old_one_is_refused_with_the_remedy(problems: Callable[..., list[str]]) -> None:
     assert problems("MINIMAL\nmethod: {type: lora, rank: 8}\n", "method.type=full") == [
-        "run.yaml:4: method.rank: 8 belongs to type 'lora', not to 'full'; "
+        "run.yaml:4: method.rank: 8 belongs to type 'lora' or 'qlora', not to 'full'; "
         "remove it, or replace the whole section: 'method={type: full}'"
     ]
 

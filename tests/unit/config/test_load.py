@@ -7,13 +7,18 @@ import pytest
 
 from distributed_ft.config.checks import ASSETS
 from distributed_ft.config.load import differences, load, load_resolved, resolved_json, with_evaluation
-from distributed_ft.config.schema import DataConfig, LoraMethod, ModelConfig, RunConfig, Source
+from distributed_ft.config.schema import DataConfig, JsonFieldsTask, LoraMethod, ModelConfig, RunConfig, Source
+from distributed_ft.config.tasks import NumericTask
 from distributed_ft.errors import CheckpointError, ConfigError
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 Write = Callable[[str], Path]
 Problems = Callable[..., list[str]]
 
+METRICS = (
+    "exact_match, normalized_match, token_f1, numeric, regex, json_fields, multiple_choice, classification, bleu, "
+    "rouge, perplexity, pass_at_k, instructions, refusal, judge"
+)
 # What is appended to a good run.yaml of three lines -> the one line that is said about it.
 WRONG_KEYS = {
     "method: {rnak: 8}": "run.yaml:4: method.rnak: unknown key; did you mean 'rank'?",
@@ -25,7 +30,7 @@ WRONG_KEYS = {
     "optim: {lr:1e-4}": "run.yaml:4: optim.lr:1e-4: unknown key; write a space after the colon: lr: 1e-4",
     "optim:\n  lr: 1\n  lr: 2": "run.yaml:6: optim.lr: given twice, first on line 5; remove one of them",
     "method: {type: full, rank: 8}": (
-        "run.yaml:4: method.rank: 8 belongs to type 'lora', not to 'full'; "
+        "run.yaml:4: method.rank: 8 belongs to type 'lora' or 'qlora', not to 'full'; "
         "remove it, or replace the whole section: 'method={type: full}'"
     ),
     "strategy: {dp_shard: 2}": (
@@ -83,7 +88,7 @@ WRONG_VALUES = {
         "run.yaml:4: method.quantization: 'fp4' is not a choice; did you mean 'nf4'? choices: nf4, int8"
     ),
     "evaluation: {tasks: [{name: t, path: test.jsonl, metric: f1}]}": (
-        "run.yaml:4: evaluation.tasks[0].metric: 'f1' is not a choice; choices: exact_match, json_fields"
+        f"run.yaml:4: evaluation.tasks[0].metric: 'f1' is not a choice; choices: {METRICS}"
     ),
     "evaluation: {tasks: [{path: test.jsonl}]}": "run.yaml:4: evaluation.tasks[0].name: is missing",
     "evaluation: {general: [true]}": 'run.yaml:4: evaluation.general[0]: true is not text; write it in quotes: "true"',
@@ -109,8 +114,8 @@ DO_NOT_FIT = {
     ),
     "method: {type: lora, lora_plus: 0.5}": "run.yaml:4: method.lora_plus: 0.5 must be at least 1",
     "method: {type: prefix, rank: 8}": (
-        "run.yaml:4: method.rank: 8 belongs to type 'lora', not to 'prefix'; remove it, or replace the whole section: "
-        "'method={type: prefix}'"
+        "run.yaml:4: method.rank: 8 belongs to type 'lora' or 'qlora', not to 'prefix'; remove it, or replace the "
+        "whole section: 'method={type: prefix}'"
     ),
     "method: {type: dora}": (
         "run.yaml:4: method.type: 'dora': it is an option of LoRA here; write method: {type: lora, dora: true}"
@@ -132,7 +137,7 @@ DO_NOT_FIT = {
     "evaluation: {tasks: [{name: a, path: tset.jsonl}]}": (
         "run.yaml:4: evaluation.tasks[0].path: tset.jsonl: no such file; did you mean test.jsonl?"
     ),
-    "evaluation: {tasks: [{name: a, path: test.jsonl, schema: no.json}]}": (
+    "evaluation: {tasks: [{name: a, path: test.jsonl, metric: json_fields, schema: no.json}]}": (
         "run.yaml:4: evaluation.tasks[0].schema: no.json: no such file"
     ),
     f"evaluation: {{general: [{'y' * 300}]}}": f"run.yaml:4: evaluation.general[0]: {'y' * 300}: no such file",
@@ -146,6 +151,49 @@ def test_a_wrong_line_is_refused_with_its_place_its_value_and_the_remedy(
     problems: Problems, line: str, said: str
 ) -> None:
     assert problems(f"MINIMAL\n{line}\n") == [said]
+
+
+OF_A_METRIC = {
+    "tasks: [{name: t, path: test.jsonl, tolerance: 0.1}]": (
+        "tasks[0].tolerance: 0.1 belongs to metric 'numeric'; add `metric: numeric` to evaluation.tasks[0]"
+    ),
+    "tasks: [{name: t, path: test.jsonl, metric: bleu, tolerance: 0.1}]": (
+        "tasks[0].tolerance: 0.1 belongs to metric 'numeric', not to 'bleu'; remove it, or correct the metric"
+    ),
+    "tasks: [{name: t, path: test.jsonl, metric: numeric, tolerence: 0.1}]": (
+        "tasks[0].tolerence: unknown key; did you mean 'tolerance'?"
+    ),
+    "tasks: [{name: t, path: test.jsonl, metric: numeric, tolerance: -1}]": (
+        "tasks[0].tolerance: -1 must be at least 0"
+    ),
+    "tasks: [{name: t, path: test.jsonl, metric: perplexity, max_new_tokens: 8}]": (
+        "tasks[0].max_new_tokens: 8 belongs to metric 'exact_match' or 'normalized_match' or 'token_f1', not to "
+        "'perplexity'; remove it, or correct the metric"
+    ),
+    "tasks: [{name: t, path: test.jsonl, metric: regex}]": (
+        "tasks[0].pattern: is missing; a regular expression; its first group, or all of it, is taken."
+    ),
+    "tasks: [{name: t, path: test.jsonl, metric: numerik}]": (
+        f"tasks[0].metric: 'numerik' is not a choice; did you mean 'numeric'? choices: {METRICS}"
+    ),
+    "tasks: [{name: t, path: test.jsonl, metric: }]": f"tasks[0].metric: null is not a choice; choices: {METRICS}",
+    "tasks: [test.jsonl]": ("tasks[0]: 'test.jsonl' is not a section of keys; write `- {name: …, path: …, metric: …}`"),
+    "general: [{name: t, path: test.jsonl, metric: numerik}]": (
+        f"general[0].metric: 'numerik' is not a choice; did you mean 'numeric'? choices: {METRICS}"
+    ),
+    "general: [{name: t, path: gone.jsonl, metric: numeric}]": "general[0].path: gone.jsonl: no such file",
+    "general: [{name: t, path: test.jsonl, tolerance: 1}]": (
+        "general[0].tolerance: 1 belongs to metric 'numeric'; add `metric: numeric` to evaluation.general[0]"
+    ),
+    "general: [test.jsonl, {name: test, path: more.jsonl}]": (
+        "general[1].name: 'test' would be scored as 'test', as evaluation.general[0] is; choose another name"
+    ),
+}
+
+
+@pytest.mark.parametrize(("keys", "said"), OF_A_METRIC.items())
+def test_a_key_of_a_task_is_judged_by_its_metric(problems: Problems, keys: str, said: str) -> None:
+    assert problems(f"MINIMAL\nevaluation: {{{keys}}}\n") == [f"run.yaml:4: evaluation.{said}"]
 
 
 DATA = {
@@ -259,9 +307,9 @@ def test_validation_rows_are_read_like_the_task_and_found_beside_run_yaml(run_ya
         run_yaml(f"name: x\nmodel: {{base: a/b}}\ndata: {{train: train.jsonl}}\nevaluation: {{tasks: [{task}]}}")
     )
     (found,) = config.config.evaluation.tasks
-    assert found.validation_file is not None
-    assert found.validation_file.path == str(folder / "train.jsonl")
-    assert found.validation_file.columns == {"prompt": "q", "completion": "a"}
+    assert found.on_validation is not None
+    assert found.on_validation.path == str(folder / "train.jsonl")
+    assert found.on_validation.columns == {"prompt": "q", "completion": "a"}
 
 
 @pytest.mark.parametrize(("few_shot", "shots"), [("4", (4,)), ("0", (0,)), ("[4]", (4,)), ("[8, 2, 2]", (2, 8))])
@@ -361,9 +409,7 @@ evaluation:
         "run.yaml:3: data.train[1].weight: 'x' is not a number",
         "run.yaml:3: data.train[0]: gone.jsonl: no such file",
         "run.yaml:4: optim.global_batch_size: 10 is not a multiple of micro_batch_size 4; make it 8 or 12",
-        "run.yaml:6: evaluation.tasks[0].path: is missing; rows as in data.train; "
-        "the last assistant turn is the reference.",
-        "run.yaml:6: evaluation.tasks[0].metric: 'f1' is not a choice; choices: exact_match, json_fields",
+        f"run.yaml:6: evaluation.tasks[0].metric: 'f1' is not a choice; choices: {METRICS}",
         "run.yaml:6: evaluation.tasks[0].name: 'general' is kept for the general suite; choose another name",
     ]
 
@@ -392,8 +438,8 @@ name: x
 model: {base: base}
 data: {train: [train.jsonl, {path: ./more.jsonl}], validation: test.jsonl}
 evaluation:
-  tasks: [{name: t, path: test.jsonl, schema: answer.schema.json}]
-  general: [shipped, more.jsonl]
+  tasks: [{name: t, path: test.jsonl, metric: json_fields, schema: answer.schema.json}]
+  general: [shipped, more.jsonl, {name: maths, path: more.jsonl, metric: numeric}]
 """
     elsewhere = folder / "elsewhere"
     elsewhere.mkdir()
@@ -405,8 +451,12 @@ evaluation:
     assert config.data.train == (str(folder / "train.jsonl"), Source(path=str(folder / "more.jsonl")))
     assert config.data.validation == str(folder / "test.jsonl")
     assert config.evaluation.tasks[0].path == str(folder / "test.jsonl")
-    assert config.evaluation.tasks[0].json_schema == str(folder / "answer.schema.json")
-    assert config.evaluation.general == ("shipped", str(folder / "more.jsonl"))
+    task = config.evaluation.tasks[0]
+    assert isinstance(task, JsonFieldsTask)
+    assert task.json_schema == str(folder / "answer.schema.json")
+    *paths, suite = config.evaluation.general
+    assert paths == ["shipped", str(folder / "more.jsonl")]
+    assert suite == NumericTask(name="maths", path=str(folder / "more.jsonl"), metric="numeric")
     assert config.runs_dir == str(elsewhere / "runs")
 
 

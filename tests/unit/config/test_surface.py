@@ -31,12 +31,27 @@ def test_the_json_schema_is_one_and_requires_what_has_no_default() -> None:
     assert schema["$defs"]["ModelConfig"]["required"] == ["base"]
     assert schema["$defs"]["DataConfig"]["required"] == ["train"]
     assert schema["$defs"]["OptimConfig"]["properties"]["lr"]["description"] == "Peak learning rate."
-    assert "schema" in schema["$defs"]["TaskConfig"]["properties"]
+    assert "schema" in schema["$defs"]["JsonFieldsTask"]["properties"]
 
 
 @pytest.mark.parametrize("path", sorted({*CONFIGS.glob("*.yaml")} - {CONFIGS / "cluster.yaml"}), ids=lambda p: p.name)
 def test_every_shipped_recipe_satisfies_the_json_schema(path: Path) -> None:
     jsonschema.validate(read(path)[1].value, json_schema())
+
+
+def test_the_json_schema_knows_the_keys_of_each_metric() -> None:
+    def fits(*tasks: object) -> bool:
+        run = {"name": "x", "model": {"base": "b"}, "data": {"train": "t"}, "evaluation": {"tasks": list(tasks)}}
+        suites = {**run, "evaluation": {"general": ["shipped", *tasks]}}
+        validator = jsonschema.Draft202012Validator(json_schema())
+        assert validator.is_valid(run) == validator.is_valid(suites)
+        return validator.is_valid(run)
+
+    task = {"name": "t", "path": "p"}
+    assert fits(task, {**task, "metric": "exact_match"}, {**task, "metric": "numeric", "tolerance": 0.1})
+    assert not fits({**task, "tolerance": 0.1})
+    assert not fits({**task, "metric": "bleu", "tolerance": 0.1})
+    assert not fits({**task, "metric": "f1"})
 
 
 def test_an_editor_sees_a_misspelt_key() -> None:

@@ -84,3 +84,28 @@ def test_a_thinned_row_is_the_same_row(name: str, tmp_path: Path) -> None:
     thin = rows_of(thinned(config_of(tmp_path, {"path": str(data)}), tmp_path / "smoke"))
     told = [(r.id, r.group, r.digest) for r in read(Reading(str(data)))]
     assert [(r.id, r.group, r.digest) for r in thin] == told
+
+
+def test_tasks_and_suites_keep_what_their_metrics_look_into(tmp_path: Path) -> None:
+    choices = [{"prompt": f"q{i}", "completion": i % 2, "options": ["yes", "no"]} for i in range(100)]
+    labels = [{"prompt": f"q{i}", "completion": "rare" if i == 1 else "common"} for i in range(100)]
+    probes = [{"prompt": f"q{i}", "expected": "refuse"} for i in range(100)]
+    for name, rows in (("choices", choices), ("labels", labels), ("probes", probes)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    names = ("choices", "labels", "probes")
+    tasks = [
+        {"metric": "multiple_choice", "choices_column": "options"},
+        {"metric": "classification"},
+        {"metric": "refusal"},
+    ]
+    named = [{"name": n, "path": str(tmp_path / f"{n}.jsonl"), **t} for n, t in zip(names, tasks, strict=True)]
+    evaluation = {"tasks": named[:2], "general": ["shipped", named[2]]}
+    data = {"train": [str(tmp_path / "labels.jsonl")]}
+    config = make_config(tmp_path, tmp_path, tmp_path, data=data, evaluation=evaluation)
+    built = build_tasks(thinned(config, tmp_path / "smoke").evaluation)
+    assert [(task.name, task.kind, len(task.examples())) for task in built[:2] + built[3:]] == [
+        ("choices", "task", 10),
+        ("labels", "task", 10),
+        ("probes", "general", 10),
+    ]
+    assert [task.chance for task in built[:2]] == [0.5, 0.5]
