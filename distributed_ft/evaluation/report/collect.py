@@ -8,16 +8,18 @@ from typing import Any
 
 from distributed_ft.artifacts import Checkpoint, RunDirectory, read_json, read_json_lines, step_name
 from distributed_ft.errors import CheckpointError
+from distributed_ft.evaluation.report.answers import TrainingAnswers, task_answers, training_answers
 from distributed_ft.evaluation.report.evidence import (
     CheckpointScores,
     Curves,
     Evidence,
     Files,
     Missing,
+    TaskAnswers,
     Training,
 )
 from distributed_ft.evaluation.report.samples import side_by_side
-from distributed_ft.evaluation.report.scores import Scores
+from distributed_ft.evaluation.report.scores import BASE, Scores
 from distributed_ft.evaluation.task import CutOff
 from distributed_ft.evaluation.verdict import inside_budget, judged_step
 
@@ -49,6 +51,8 @@ def collect(path: Path) -> Evidence:
     unselected = (
         best is None and any(c.task for c in checkpoints) and ("selection" not in summary or chosen is not None)
     )
+    training = training_answers(config)
+    seen = [s for s in dict.fromkeys([step, *(c.step for c in reversed(checkpoints) if c.task)][:2]) if s is not None]
     return Evidence(
         name=str(config.get("name", path.resolve().name)),
         path=str(path),
@@ -72,7 +76,13 @@ def collect(path: Path) -> Evidence:
         evaluation_seconds=scores.seconds(),
         cut_off=_cut_off(summary),
         missing=_missing(path, config, checkpoints, scores, curves, unselected=unselected, no_prompt=no_prompt),
+        answers=tuple(_answers(scores, task, of, training) for of in seen for task in tasks),
+        plain_text_rows=training.plain_text / training.rows if training and training.rows else None,
     )
+
+
+def _answers(scores: Scores, task: str, step: int, training: TrainingAnswers | None) -> TaskAnswers:
+    return task_answers(task, step, scores.samples(step_name(step), task), scores.samples(BASE, task), training)
 
 
 def _checkpoints(run: RunDirectory, scores: Scores, curves: Curves) -> tuple[CheckpointScores, ...]:
