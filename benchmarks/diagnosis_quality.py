@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def one_run(work: Path, plant: str, seed: int, world: World) -> dict[str, Any]:
-    """Train, evaluate and report one run, as far as that is not done; what was planted, and what was found, in order."""
+    """Train, evaluate and report one run, as far as that is not done; what was planted, and what was found."""
     name = f"{plant}-{seed}"
     done, folder = work / "done" / name, work / "runs" / name
     seconds: float | None = None
