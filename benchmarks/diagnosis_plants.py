@@ -18,7 +18,7 @@ from recipes.words import CITIES, DAYS, NAMES, PRODUCTS, UNITS, WORDS
 ASSETS: Final = Path(__file__).parents[1] / "distributed_ft" / "assets"
 HELD_OUT, VALIDATION, TRAIN = 60, 40, 480  # rows
 GENERAL_PER_SKILL = 3
-STEPS = 60
+STEPS = 48
 
 Pair = tuple[str, str]  # question, its only right answer
 
@@ -219,7 +219,7 @@ def write_run(folder: Path, name: str, plant: str, seed: int) -> Path:
         "data": {"train": train, "validation": _write(data / "validation.jsonl", _rows(run.validation)),
                  "seq_len": 128, "waive": ["pii"]},
         "optim": {"global_batch_size": 4, "micro_batch_size": 4},
-        "checkpoint": {"every": STEPS // 3, "keep": 10, "async": False},
+        "checkpoint": {"every": STEPS // 2, "keep": 10, "async": False},
         "evaluation": {"tasks": [{"name": "task", "path": _write(data / "test.jsonl", _rows(run.test)),
                                   "max_new_tokens": 24}],
                        "general": [_general(folder)], "few_shot": 4, "batch_size": 64,

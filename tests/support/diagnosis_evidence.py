@@ -62,13 +62,27 @@ def curve(loss: Sequence[float] = FALLING, validation: Held = (), skipped: tuple
 
 
 def answers(step: int = STEPS, wrong: int = 20, **counts: Any) -> TaskAnswers:
-    found: dict[str, Any] = dict(empty=0, ran_on=0, base_ran_on=0, as_base=0, from_training=0, references_in_training=0)
+    found: dict[str, Any] = {
+        "empty": 0,
+        "ran_on": 0,
+        "base_ran_on": 0,
+        "as_base": 0,
+        "from_training": 0,
+        "references_in_training": 0,
+    }
     found |= {"training_known": True} | counts
     return TaskAnswers("tickets", step, 200, wrong, **found)
 
 
 def deviation(count: int, **more: Any) -> Deviation:
-    found: dict[str, Any] = dict(start=0.8, character=30, expected="…/ ok", found="…| ok", same_words=count, in_base=0)
+    found: dict[str, Any] = {
+        "start": 0.8,
+        "character": 30,
+        "expected": "…/ ok",
+        "found": "…| ok",
+        "same_words": count,
+        "in_base": 0,
+    }
     return Deviation(count, **{**found, "in_training": 1.0, **more})
 
 
