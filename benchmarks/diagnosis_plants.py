@@ -205,12 +205,40 @@ PLANTS: Final[dict[str, Callable[[int], Planted]]] = {
 
 def write_run(folder: Path, name: str, plant: str, seed: int) -> Path:
     """The run.yaml (as JSON, which YAML is) with its data below `folder`."""
-    run, data = PLANTS[plant](seed), folder / "data" / name
+    run = PLANTS[plant](seed)
+    settings = _settings(folder, name, seed, run)
+    for key, values in run.config.items():
+        settings[key] |= values
+    return _written(folder, name, settings)
+
+
+def write_forgetting_run(folder: Path, name: str, seed: int, epochs: int, *, method: dict[str, Any], lr: float) -> Path:
+    """A run for benchmarks/forgetting_shape.py: a new task, nothing of the old, a checkpoint an epoch."""
+    run = _task(seed, 160)
+    run.replay = None
+    settings = _settings(folder, name, seed, run) | {"method": method}
+    rows_a_step = 16  # without packing a sequence is a row, so that an epoch has a known number of steps
+    settings["data"] |= {"packing": False}
+    settings["optim"] |= {"lr": lr, "epochs": epochs, "schedule": "constant", "global_batch_size": rows_a_step,
+                          "micro_batch_size": rows_a_step}  # fmt: skip
+    settings["checkpoint"] |= {"every": 160 // rows_a_step}
+    settings["evaluation"] |= {"few_shot": 0}
+    return _written(folder, name, settings)
+
+
+def _written(folder: Path, name: str, settings: dict[str, Any]) -> Path:
+    path = folder / f"{name}.yaml"
+    path.write_text(json.dumps(settings, indent=2))
+    return path
+
+
+def _settings(folder: Path, name: str, seed: int, run: Planted) -> dict[str, Any]:
+    data = folder / "data" / name
     own = _text_rows(run) if run.plain_text else _rows(run.train)
     train: list[Any] = [{"path": _write(data / "train.jsonl", own)}]
     if run.replay is not None:
         train.append({"path": "shipped:general/train.jsonl", "fraction": run.replay})
-    settings = {
+    return {
         "name": name,
         "runs_dir": str(folder / "runs"),
         "seed": seed,
@@ -226,11 +254,6 @@ def write_run(folder: Path, name: str, plant: str, seed: int) -> Path:
                        "select": {"forgetting_budget": 0.1}},
         "tracking": [],
     }  # fmt: skip
-    for key, values in run.config.items():
-        settings[key] |= values
-    path = folder / f"{name}.yaml"
-    path.write_text(json.dumps(settings, indent=2))
-    return path
 
 
 def _rows(pairs: list[Pair]) -> list[dict[str, Any]]:
