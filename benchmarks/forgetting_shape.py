@@ -12,7 +12,8 @@ arXiv:2405.09673: LoRA forgets less than full fine-tuning, a low rank less than 
 
 LoRA and full fine-tuning have rates of their own, so full is trained at a quarter of LoRA's rate, as recipes do, and
 at the same rate. Differences are paired by seed, with 95% t-intervals over the seeds; one is called shown when its
-interval excludes 0. Nothing is required: the result file says of each claim whether it holds. A run that is done is kept.
+interval excludes 0. Nothing is required: the result file says of each claim whether it holds. A run that is done is
+kept.
 """
 
 import argparse

@@ -5,6 +5,7 @@ A format is told by words, numbers and marks: text is cut into runs of letters, 
 single other characters, and two answers part where the first of these differs.
 """
 
+import json
 import re
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -43,7 +44,7 @@ class TrainingAnswers:
 def training_answers(config: dict[str, Any]) -> TrainingAnswers | None:
     """Of the training file that the settings name, or None when it is not there any more, or on the hub."""
     try:
-        reading = Reading.of(source_of_examples(DataConfig.model_validate(config.get("data"))))
+        reading = Reading.of(source_of_examples(DataConfig.model_validate_json(json.dumps(config.get("data")))))
         if reading.on_hub:
             return None
         rows = list(islice(read_examples(reading), MOST_ROWS))
