@@ -102,15 +102,15 @@ def catastrophic_forgetting(seed: int) -> Planted:
 
 def overfitting(seed: int) -> Planted:
     """Few rows with careless labels, many times over: the noise is learned by heart."""
-    run, rng = _task(seed, 120), Random(seed)
+    run, rng = _task(seed, 40), Random(seed)
 
     def careless(pairs: list[Pair]) -> list[Pair]:
         return [(q, a if rng.random() < 0.6 else a.replace("/ ok", f"/ {rng.choice(WORDS)}")) for q, a in pairs]
 
     run.train, run.validation = careless(run.train), careless(run.validation)
-    run.config, run.replay = _optim(4e-3, 150) | {"method": {"rank": 64, "alpha": 64}}, 0.4
-    run.config["checkpoint"] = {"every": 50}
-    run.config["evaluation"] = {"validation_every": 15}
+    run.config, run.replay = _optim(3e-3, 100), 0.4
+    run.config["checkpoint"] = {"every": 34}
+    run.config["evaluation"] = {"validation_every": 10}
     return run
 
 

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from distributed_ft.config.schema import DataConfig
 from distributed_ft.data.examples import TEXT
-from distributed_ft.data.reading import Reading, read_examples
+from distributed_ft.data.reading import Reading, read
 from distributed_ft.errors import FtError
 from distributed_ft.evaluation.few_shot import source_of_examples
 from distributed_ft.evaluation.report.evidence import Deviation, TaskAnswers
@@ -47,7 +47,7 @@ def training_answers(config: dict[str, Any]) -> TrainingAnswers | None:
         reading = Reading.of(source_of_examples(DataConfig.model_validate_json(json.dumps(config.get("data")))))
         if reading.on_hub:
             return None
-        rows = list(islice(read_examples(reading), MOST_ROWS))
+        rows = list(islice(read(reading, MOST_ROWS, []), MOST_ROWS))
     except (FtError, ValidationError, OSError):
         return None
     plain = sum(row.messages[0].role == TEXT for row in rows)
