@@ -11,9 +11,9 @@ MIN_WRONG = 10
 """Fewer wrong answers are no pattern."""
 RAN_ON = 0.3
 """From this share of a task's answers on, answers without an end are a fault and no accident."""
-MEMORISED = 0.5
-"""Of the wrong answers, so many are an answer of a training row word for word, …"""
-COMMON_ANSWERS = 0.2
+MEMORISED, MEMORISED_ITEMS = 0.25, 0.2
+"""Of the wrong answers, and of all, so many are an answer of a training row word for word, …"""
+COMMON_ANSWERS = 0.05
 """… on a task where at most so many of the right answers are one too: labels are nothing to know by heart."""
 DRIFTED = 0.5
 """Of the wrong answers, so many leave the format in the same way, …"""
@@ -96,7 +96,7 @@ def memorisation(evidence: Evidence) -> Finding | None:
     found = [a for a in evidence.answers if a.training_known and _by_heart(a)]
     if not found:
         return None
-    worst = max(found, key=lambda a: a.from_training / a.wrong)
+    worst = max(found, key=lambda a: (a.step == evidence.judged_step, a.from_training / a.wrong))
     share = worst.from_training / worst.wrong
     repeated = copied(evidence)
     rows = f"; {percent(repeated)} of the training rows are copies of others" if repeated else ""
@@ -114,7 +114,7 @@ def memorisation(evidence: Evidence) -> Finding | None:
             "data.train: more, and more varied, rows",
             *(() if repeated else (drop,)),
         ),
-        ramp(share + repeated / 4, MEMORISED - 0.1, 0.9),
+        ramp(share + repeated / 2, MEMORISED, 0.9),
         {"from_training": worst.from_training, "wrong": worst.wrong, "n": worst.n, "copies": repeated,
          "references_in_training": worst.references_in_training},
     )  # fmt: skip
@@ -122,7 +122,7 @@ def memorisation(evidence: Evidence) -> Finding | None:
 
 def _by_heart(answers: TaskAnswers) -> bool:
     enough = answers.wrong >= MIN_WRONG and answers.from_training >= MEMORISED * answers.wrong
-    material = answers.from_training >= RAN_ON * answers.n
+    material = answers.from_training >= MEMORISED_ITEMS * answers.n
     return enough and material and answers.references_in_training <= COMMON_ANSWERS * answers.n
 
 
@@ -131,7 +131,7 @@ def format_drift(evidence: Evidence) -> Finding | None:
     found = [(a, a.deviation) for a in evidence.answers if a.deviation is not None and _drifted(a, a.deviation)]
     if not found:
         return None
-    answers, way = max(found, key=lambda pair: pair[1].count / pair[0].wrong)
+    answers, way = max(found, key=lambda p: (p[0].step == evidence.judged_step, p[1].count / p[0].wrong))
     share = way.count / answers.wrong
     taught = way.in_training is not None and way.in_training >= 0.5
     told = (

@@ -12,6 +12,8 @@ OVERFITTING_RISE_NATS = 0.01
 """… and at least so many nats, while the training loss still falls."""
 UNLEARNED_FALL = 0.1
 """A training loss that falls by less than this share has not fitted the data."""
+STOOD_STILL = 0.02
+"""A validation loss that changed by less than this share, up or down, did not change."""
 KNOWN_LOSS = 0.1
 """… unless it was below so many nats from the start: there was nothing to fit."""
 SAME_ANSWERS = 0.9
@@ -96,17 +98,17 @@ def ends(curves: Curves) -> tuple[float, float]:
 
 
 def fall(curves: Curves) -> float:
-    """By which share of its first value a loss fell; negative when it rose.
+    """By which share of its first value the training loss fell; negative when it rose.
 
-    The validation loss where it was taken before half of the steps were done, for it is always of the same rows; else
-    the training loss.
+    A validation loss is always of the same rows: where it stood still from before half of the steps on, what the
+    training loss did was the scatter of its batches.
     """
     first, last = ends(curves)
-    trained = 1 - last / first if first > 0 else 0.0
-    if len(curves.validation_loss) < 2 or curves.validation_steps[0] > curves.steps[-1] / 2:
-        return trained
-    held_out = 1 - curves.validation_loss[-1] / curves.validation_loss[0]
-    return held_out if held_out < UNLEARNED_FALL / 5 and curves.validation_loss[0] > 0.5 * first else trained
+    if len(curves.validation_loss) > 1 and curves.validation_steps[0] <= curves.steps[-1] / 2:
+        held_out = 1 - curves.validation_loss[-1] / max(curves.validation_loss[0], 1e-9)
+        if abs(held_out) < STOOD_STILL and curves.validation_loss[0] > first / 2:
+            return held_out
+    return 1 - last / first if first > 0 else 0.0
 
 
 def underfitted(curves: Curves) -> bool:

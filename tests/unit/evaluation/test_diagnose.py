@@ -112,6 +112,17 @@ def test_a_flat_loss_in_a_run_that_gained_is_no_rate_too_low() -> None:
     assert ids(evidence(curves=curve([1.0] * STEPS))) == []
 
 
+def test_a_validation_loss_that_rose_is_no_sign_of_a_rate_too_low() -> None:
+    rose = curve(FALLING, [(50, 5.0), (100, 5.5), (200, 6.0)])
+    assert "learning_rate_too_low" not in ids(evidence(checkpoint(score=0.0), curves=rose))
+
+
+def test_a_validation_loss_that_stood_still_shows_that_the_batches_only_scatter() -> None:
+    scatter = [12.0, 12.0, 12.0, *[10.0 + i % 3 for i in range(24)], 9.0, 9.0, 9.0]
+    still = curve(scatter, [(10, 12.40), (20, 12.39), (30, 12.39)])
+    assert ids(evidence(checkpoint(score=0.0), curves=still))[0] == "learning_rate_too_low"
+
+
 def test_a_high_loss_that_paid_is_no_lack_of_capacity() -> None:
     assert ids(evidence(checkpoint(score=0.5), curves=curve(HIGH, [(200, 1.2)]))) == []
 
