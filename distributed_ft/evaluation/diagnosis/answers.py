@@ -84,7 +84,7 @@ def chat_template(evidence: Evidence) -> Finding | None:
             "data.train: rows as conversations (messages, or prompt and completion), so that the base's chat template "
             "frames them, and its end of turn is learned",
             "model.base: a tokenizer whose chat_template closes an assistant turn with a token that generation_config."
-            "json stops at; `dft data preview` shows what is learned",
+            "json stops at; dft data preview shows what is learned",
         ),
         round(confidence, 2),
         figures,
@@ -100,7 +100,7 @@ def memorisation(evidence: Evidence) -> Finding | None:
     share = worst.from_training / worst.wrong
     repeated = copied(evidence)
     rows = f"; {percent(repeated)} of the training rows are copies of others" if repeated else ""
-    drop = "data.train: each row once (`dft data prepare` removes the copies)"
+    drop = "data.train: each row once (dft data prepare removes the copies)"
     return Finding(
         "memorisation",
         "problem" if worst.step == evidence.judged_step else "warning",

@@ -37,7 +37,7 @@ def contamination(evidence: Evidence) -> Finding | None:
         f"Training rows contain {told} (the same prompt, or most of its word sequences; see the data section). A score "
         "on them is not one on unseen items.",
         (
-            "data.train: remove these rows (`dft data prepare` does), and train again",
+            "data.train: remove these rows (dft data prepare does), and train again",
             "evaluation.tasks: other items, that no training row holds",
         ),
         ramp(share, 0, GROSSLY_CONTAMINATED),

@@ -108,7 +108,7 @@ def environment(stored: dict[str, Any]) -> Facts:
 def key_and_rest(remedy: str) -> tuple[str, str]:
     """(`optim.lr`, ` lower`) of `optim.lr: lower`; an empty key where the remedy does not begin with one."""
     key, colon, rest = remedy.partition(":")
-    return (key, rest) if colon and re.fullmatch(r"\w+(\[\])?(\.\w+)+", key) else ("", remedy)
+    return (key, rest) if colon and re.fullmatch(r"\w+(\.\w+(\[\])?)+", key) else ("", remedy)
 
 
 def number(value: float) -> str:
