@@ -218,11 +218,11 @@ def write_forgetting_run(folder: Path, name: str, seed: int, epochs: int, *, met
     run.replay = None
     settings = _settings(folder, name, seed, run) | {"method": method}
     rows_a_step = 16  # without packing a sequence is a row, so that an epoch has a known number of steps
-    settings["data"] |= {"packing": False}
+    settings["data"] |= {"packing": False, "validation": None}
     settings["optim"] |= {"lr": lr, "epochs": epochs, "schedule": "constant", "global_batch_size": rows_a_step,
                           "micro_batch_size": rows_a_step}  # fmt: skip
     settings["checkpoint"] |= {"every": 160 // rows_a_step}
-    settings["evaluation"] |= {"few_shot": 0}
+    settings["evaluation"] |= {"tasks": [], "few_shot": 0}
     return _written(folder, name, settings)
 
 

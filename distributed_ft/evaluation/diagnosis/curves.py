@@ -126,7 +126,7 @@ def learning_rate_too_low(evidence: Evidence) -> Finding | None:
     if gained or len(curves.loss) < 3 or _divergence(curves) is not None or _destruction(evidence) is not None:
         return None
     (first, last), fell = ends(curves), fall(curves)
-    same = max((a.as_base / a.n for a in evidence.answers if a.step == evidence.judged_step), default=0.0)
+    same = min((answers.as_base / answers.n for answers in evidence.answers), default=0.0)
     if first < KNOWN_LOSS or not (fell < UNLEARNED_FALL or same >= SAME_ANSWERS):
         return None
     rate = evidence.config.get("optim", {}).get("lr")
