@@ -9,6 +9,7 @@ from typing import Any
 from distributed_ft.artifacts import Checkpoint, RunDirectory, read_json, read_json_lines, step_name
 from distributed_ft.config.schema import AUTO_SHOTS
 from distributed_ft.errors import CheckpointError
+from distributed_ft.evaluation.report.answers import TrainingAnswers, task_answers, training_answers
 from distributed_ft.evaluation.report.evidence import (
     CheckpointScores,
     Curves,
@@ -16,6 +17,7 @@ from distributed_ft.evaluation.report.evidence import (
     Files,
     Missing,
     Prompt,
+    TaskAnswers,
     Training,
 )
 from distributed_ft.evaluation.report.samples import side_by_side
@@ -54,6 +56,8 @@ def collect(path: Path) -> Evidence:
     unselected = (
         best is None and any(c.task for c in checkpoints) and ("selection" not in summary or chosen is not None)
     )
+    training = training_answers(config)
+    seen = [s for s in dict.fromkeys([step, *(c.step for c in reversed(checkpoints) if c.task)][:2]) if s is not None]
     return Evidence(
         name=str(config.get("name", path.resolve().name)),
         path=str(path),
@@ -92,7 +96,18 @@ def collect(path: Path) -> Evidence:
         prompts=_prompts(summary),
         ended_early=_text(_at(_read(run.progress), "reason")),
         strength=_strength(summary),
+        answers=tuple(_answers(scores, rows, of, training) for of in seen for rows in _asked(scores, by, of)),
+        plain_text_rows=training.plain_text / training.rows if training and training.rows else None,
     )
+
+
+def _asked(scores: Scores, by: dict[str, str], step: int) -> list[str]:
+    """The test rows of each task where the checkpoint was asked them, else those that it was chosen by."""
+    return [task if scores.result(step_name(step), task) else rows for task, rows in by.items()]
+
+
+def _answers(scores: Scores, task: str, step: int, training: TrainingAnswers | None) -> TaskAnswers:
+    return task_answers(task, step, scores.samples(step_name(step), task), scores.samples(BASE, task), training)
 
 
 def _chosen_on(config: dict[str, Any], scores: Scores) -> dict[str, str]:

@@ -187,6 +187,38 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class Deviation:
+    """The most frequent way in which a task's wrong answers leave the format of the references."""
+
+    count: int  # answers that leave it this way
+    start: float  # median share of the reference that stands before that place
+    character: int  # the same in characters
+    expected: str  # an excerpt of a reference around that place, …
+    found: str  # … and of the answer
+    same_words: int  # of them, answers of the very words of the reference
+    in_base: int  # answers of the base model that leave it this way
+    in_training: float | None  # share of the training answers that are written this way; None: not known
+
+
+@dataclass(frozen=True)
+class TaskAnswers:
+    """What the answers of one checkpoint to one task look like: counts of its `n` items."""
+
+    task: str
+    step: int
+    n: int
+    wrong: int
+    empty: int
+    ran_on: int  # wrong ones that go on behind the right answer, or are far longer than any
+    base_ran_on: int  # the same of the base model
+    as_base: int  # word for word the base's
+    from_training: int  # wrong ones that are, word for word, an answer of a training row
+    references_in_training: int  # items whose right answer is one of a training row as well, as labels are
+    training_known: bool  # the training file could be read
+    deviation: Deviation | None = None
+
+
+@dataclass(frozen=True)
 class Training:
     """Cost of the run, summed over `metrics.jsonl`."""
 
@@ -232,6 +264,8 @@ class Evidence:
     prompts: tuple[Prompt, ...] = ()  # few-shot prompts that were chosen, by task
     ended_early: str | None = None  # why the training did not go on to its last step
     strength: Frontier | None = None  # of a checkpoint's adapter, where it was scored at several
+    answers: tuple[TaskAnswers, ...] = ()  # to each task, of the judged checkpoint and of the newest one
+    plain_text_rows: float | None = None  # share of the training rows without turns; None: not known
 
     @property
     def judged(self) -> CheckpointScores | None:

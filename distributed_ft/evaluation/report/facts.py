@@ -216,7 +216,7 @@ def forgotten(found: Forgetting | None) -> Facts:
 def key_and_rest(remedy: str) -> tuple[str, str]:
     """(`optim.lr`, ` lower`) of `optim.lr: lower`; an empty key where the remedy does not begin with one."""
     key, colon, rest = remedy.partition(":")
-    return (key, rest) if colon and re.fullmatch(r"\w+(\[\])?(\.\w+)+", key) else ("", remedy)
+    return (key, rest) if colon and re.fullmatch(r"\w+(\.\w+(\[\])?)+", key) else ("", remedy)
 
 
 def number(value: float) -> str:

@@ -58,6 +58,7 @@ def render(evidence: Evidence, verdict: Verdict, findings: tuple[Finding, ...]) 
         verdict=verdict,
         label=KIND_LABEL[verdict.kind],
         findings=findings,
+        titles={finding.id: finding.title for finding in findings},
         checkpoint_plots=[Markup(svg) for svg in drawn.checkpoints],  # ours: labels are fixed words and numbers
         loss_plots=[Markup(svg) for svg in drawn.loss],
         strength_plots=[Markup(svg) for svg in drawn.strength],

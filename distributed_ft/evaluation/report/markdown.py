@@ -73,10 +73,14 @@ def _diagnosis(findings: Sequence[Finding]) -> str:
     if not findings:
         return ""
     blocks = []
+    titles = {finding.id: finding.title for finding in findings}
     for finding in findings:
+        sure = f"confidence {finding.confidence:.0%}"
+        after = f"; may follow from: {', '.join(titles[id] for id in finding.because_of)}" if finding.because_of else ""
         remedies = "\n".join(f"{i}. {_remedy(remedy)}" for i, remedy in enumerate(finding.remedies, 1))
         blocks.append(
-            f"### {finding.title} ({finding.severity})\n\n{_inline(finding.evidence)} What to change:\n\n{remedies}"
+            f"### {finding.title} ({finding.severity}, {sure}{_inline(after)})\n\n"
+            f"{_inline(finding.evidence)} What to change:\n\n{remedies}"
         )
     return "## Diagnosis\n\n" + "\n\n".join(blocks)
 

@@ -267,9 +267,10 @@ def test_forgetting_names_the_skills_and_the_setting_to_change() -> None:
 
 def test_unlearned_and_misfitted_are_told_apart_by_the_training_loss() -> None:
     unlearned = checkpoint(200, 0.1, gain(0.0), gain(-0.2), lost(0.0))
-    (flat,) = diagnose(evidence(curve([2.0] * 200), (unlearned,)))
+    cause, flat = diagnose(evidence(curve([2.0] * 200), (unlearned,)))
     (fitted,) = diagnose(evidence(curve(FALLING), (unlearned,)))
     assert flat.id == fitted.id == "not_learned"
+    assert (cause.id, flat.because_of) == ("learning_rate_too_low", ("learning_rate_too_low",))
     assert flat.remedies[0].startswith("optim.lr: higher, for example 0.003")
     assert "the rows were fitted" in fitted.evidence
 
