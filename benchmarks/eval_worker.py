@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks import harness
+from distributed_ft.config import tasks as config
 from distributed_ft.evaluation.engines import TransformersEngine
 from distributed_ft.evaluation.task import Response
 from distributed_ft.evaluation.tasks.harness import HarnessTask, harness_tasks
@@ -25,7 +26,8 @@ WARM_UP = 8  # items
 def main(argv: Sequence[str]) -> int:
     arm, base, folder, batch_size, names, out = argv
     torch.set_num_threads(1)
-    tasks = [harness_tasks(n, n, "task", Path(folder), None, None, n)[0] for n in names.split(",")]
+    entries = [config.HarnessTask(metric="harness", name=n, task=n, folder=folder) for n in names.split(",")]
+    tasks = [harness_tasks(entry, "task", entry.name)[0] for entry in entries]
     answer = _ours(base, int(batch_size)) if arm == "ours" else _theirs(base, int(batch_size))
     measured = {}
     for task in tasks:

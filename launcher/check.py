@@ -16,6 +16,7 @@ from distributed_ft.config.schema import (
     DeepspeedStrategy,
     EvaluationConfig,
     FsdpStrategy,
+    HarnessTask,
     LauncherStrategy,
     LowRank,
     OptimConfig,
@@ -219,6 +220,9 @@ def _file_lines(config: RunConfig) -> Iterator[Line]:
         named = config.data.validation_file
         yield "validation", "none" if named is None else _file(Reading.of(named))
     for number, task in enumerate(config.evaluation.tasks):
+        if isinstance(task, HarnessTask):
+            yield "" if number else "tasks", f"{task.name}: {task.task} of lm-evaluation-harness"
+            continue
         yield "" if number else "tasks", f"{task.name} ({task.metric}): {_file(Reading.of(task))}"
         if isinstance(task.validation, float):
             yield "", f"{task.name}: {task.validation:g} of these rows are kept to choose by"
@@ -226,8 +230,8 @@ def _file_lines(config: RunConfig) -> Iterator[Line]:
             yield "", f"{task.name}, to choose by: {_file(Reading.of(task.on_validation))}"
 
 
-def _suite(entry: str | TaskConfig) -> str:
-    return f"{entry.name} ({entry.metric})" if isinstance(entry, TaskConfig) else entry
+def _suite(entry: str | TaskConfig | HarnessTask) -> str:
+    return entry if isinstance(entry, str) else f"{entry.name} ({entry.metric})"
 
 
 def _file(reading: "Reading") -> str:

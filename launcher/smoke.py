@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distributed_ft.artifacts import RunDirectory, write_atomic
+from distributed_ft.config.checks import is_harness_name
 from distributed_ft.config.load import LoadedRun, resolved_json
 from distributed_ft.config.schema import FINDING_IDS, RunConfig
 from distributed_ft.config.tasks import ClassificationTask
@@ -94,7 +95,10 @@ def thinned(config: RunConfig, folder: Path) -> RunConfig:
     evaluation["general"] = [
         _thin(Reading(shipped if entry == "shipped" else entry), folder) if isinstance(entry, str) else entry
         for entry in evaluation["general"]
+        if not isinstance(entry, str) or not is_harness_name(entry)
     ]
+    for name in ("tasks", "general"):  # of the harness's documents there is no thin file
+        evaluation[name] = [e for e in evaluation[name] if isinstance(e, str) or e["metric"] != "harness"]
     tree["runs_dir"] = str(folder)
     tree["checkpoint"]["every"] = STEPS_BEFORE_RESUME
     tree["tracking"] = ["tensorboard"]

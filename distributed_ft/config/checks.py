@@ -14,6 +14,7 @@ from distributed_ft.config.schema import (
     DataFile,
     DeepspeedStrategy,
     FsdpStrategy,
+    HarnessTask,
     JsonFieldsTask,
     LowRank,
     PrefixMethod,
@@ -28,6 +29,7 @@ from distributed_ft.errors import DataError
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 GENERAL = "general"  # the task name of the shipped general suite
 _SHIPPED = "shipped:"
+_HARNESS_NAME = re.compile(r"[A-Za-z0-9][\w-]*")
 _LONGEST_NAME = 200  # characters; file systems allow 255 bytes, and a suffix may be needed
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -88,7 +90,7 @@ def file_paths(config: RunConfig, folder: Path) -> Iterator[tuple[Key, str]]:
         if isinstance(task, JsonFieldsTask) and task.json_schema is not None:
             yield (*key, "schema"), task.json_schema
     for index, general in enumerate(config.evaluation.general):
-        if isinstance(general, str) and general != "shipped":
+        if isinstance(general, str) and general != "shipped" and not is_harness_name(general, folder):
             yield ("evaluation", "general", index), general
     if config.evaluation.generic_text not in (None, "shipped"):
         yield ("evaluation", "generic_text"), config.evaluation.generic_text
@@ -112,9 +114,16 @@ def _data_paths(config: RunConfig, folder: Path) -> Iterator[tuple[Key, str, str
             yield (*key, "path") if isinstance(entry, DataFile) else key, file.path, file.split
 
 
-def general_name(entry: str | TaskConfig) -> str:
+def is_harness_name(entry: str, folder: Path | None = None) -> bool:
+    """Whether an entry of `evaluation.general` names a task of lm-evaluation-harness; `folder` where paths are not
+    absolute yet, and a file may have such a name."""
+    named = bool(_HARNESS_NAME.fullmatch(entry)) and entry != "shipped"
+    return named and (folder is None or not os.path.exists(resolve(entry, folder)))
+
+
+def general_name(entry: str | TaskConfig | HarnessTask) -> str:
     """Task name of an entry of `evaluation.general`: its own, `general` for the shipped suite, else the file's stem."""
-    if isinstance(entry, TaskConfig):
+    if not isinstance(entry, str):
         return entry.name
     return GENERAL if entry == "shipped" else Path(entry.removeprefix(_SHIPPED)).stem
 
@@ -260,7 +269,7 @@ def _choices(config: RunConfig, _: Path) -> Iterator[Problem]:
         )
     if not judged.shots:
         yield Problem(("evaluation", "few_shot"), "is empty; write a number of examples, auto, or [2, 4, 8]")
-    without = [index for index, task in enumerate(judged.tasks) if task.validation is None]
+    without = [i for i, task in enumerate(judged.tasks) if isinstance(task, HarnessTask) or task.validation is None]
     if len(judged.shots) > 1 and without:
         key: Key = ("evaluation", "tasks", without[0], "validation")
         shown = "auto" if judged.few_shot == "auto" else f"[{', '.join(map(str, judged.shots))}]"

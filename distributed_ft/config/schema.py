@@ -16,6 +16,7 @@ from distributed_ft.config.section import DataFormat as DataFormat
 from distributed_ft.config.section import Positive as Positive
 from distributed_ft.config.section import Section as Section
 from distributed_ft.config.tasks import AnyTask, SuiteEntry
+from distributed_ft.config.tasks import HarnessTask as HarnessTask
 from distributed_ft.config.tasks import JsonFieldsTask as JsonFieldsTask
 from distributed_ft.config.tasks import TaskConfig as TaskConfig
 
@@ -340,8 +341,8 @@ class EvaluationConfig(Section):
     tasks: tuple[AnyTask, ...] = Field((), description="What the model is being trained for.")
     general: tuple[SuiteEntry, ...] = Field(
         ("shipped",),
-        description="What it must not forget: `shipped` (general skills), paths of rows (scored by exact match), or "
-        "tasks as above.",
+        description="What it must not forget: `shipped` (general skills), paths of rows (scored by exact match), names "
+        "of lm-evaluation-harness tasks, or tasks as above.",
     )
     generic_text: str | None = Field(
         "shipped",

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag
 
-from distributed_ft.config.section import DataFile, Positive
+from distributed_ft.config.section import DataFile, Positive, Section
 
 DEFAULT_METRIC = "exact_match"
 UNASKED = "'pass_at_k' runs what the model wrote, on this machine; allow that by evaluation.allow_code_execution: true"
@@ -252,6 +252,23 @@ class JudgeTask(WrittenTask):
     timeout: Annotated[float, Field(gt=0)] = Field(120.0, description="Seconds to wait for a judgement.")
 
 
+class HarnessTask(Section):
+    """A task, group or tag of lm-evaluation-harness, asked and scored as it says."""
+
+    metric: Literal["harness"]
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    task: str = Field(min_length=1, description="Its name there; of a group: each of its tasks is one here.")
+    folder: str | None = Field(
+        None, description="A folder with YAML files of further tasks, whose data may lie beside them: no hub is needed."
+    )
+    few_shot: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Examples in every prompt, of every model; default: as the task has it."
+    )
+    score: str | None = Field(
+        None, description="Which of its metrics is the score (acc, acc_norm, exact_match, …); default: the first."
+    )
+
+
 def metric(entry: Any) -> str:
     """By what pydantic tells the class of an entry (its name is in pydantic's errors)."""
     written = entry.get("metric", DEFAULT_METRIC) if isinstance(entry, dict) else getattr(entry, "metric", None)
@@ -260,7 +277,7 @@ def metric(entry: Any) -> str:
 
 def metric_or_path(entry: Any) -> str:
     """The same, for a suite: a text is a path, and so is what is nothing at all."""
-    return metric(entry) if isinstance(entry, dict | TaskConfig) else "path"
+    return metric(entry) if isinstance(entry, dict | TaskConfig | HarnessTask) else "path"
 
 
 MetricTask = (
@@ -280,5 +297,6 @@ MetricTask = (
     | Annotated[RefusalTask, Tag("refusal")]
     | Annotated[JudgeTask, Tag("judge")]
 )
-AnyTask = Annotated[MetricTask, Discriminator(metric)]
-SuiteEntry = Annotated[Annotated[str, Tag("path")] | MetricTask, Discriminator(metric_or_path)]
+_OfHarness = Annotated[HarnessTask, Tag("harness")]
+AnyTask = Annotated[MetricTask | _OfHarness, Discriminator(metric)]
+SuiteEntry = Annotated[Annotated[str, Tag("path")] | MetricTask | _OfHarness, Discriminator(metric_or_path)]

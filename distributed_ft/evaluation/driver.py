@@ -35,7 +35,7 @@ from distributed_ft.evaluation.summary import (
     table,
     tried,
 )
-from distributed_ft.evaluation.task import VALIDATION, CutOff, Generate, Task, reference
+from distributed_ft.evaluation.task import VALIDATION, CutOff, Generate, Task, reference, takes_examples
 from distributed_ft.evaluation.tasks import build_tasks
 from distributed_ft.records import Drift
 
@@ -149,7 +149,7 @@ def _cut_off(tasks: Sequence[Task], engine: Engine) -> dict[str, CutOff]:
     found = {}
     for task in tasks:
         first = task.request(task.examples()[0])
-        if not isinstance(first, Generate):
+        if not isinstance(first, Generate) or not takes_examples(first):
             continue
         needed = [engine.answer_tokens(reference(example)) for example in task.examples()]
         limit = first.max_new_tokens
@@ -162,7 +162,7 @@ def _cut_off(tasks: Sequence[Task], engine: Engine) -> dict[str, CutOff]:
 
 def _few_shot(config: RunConfig, tasks: Sequence[Task], engine: Engine) -> dict[str, FewShot]:
     """As many examples as may be shown for each task that the run is trained for; none for the general suite."""
-    trained_for = [task for task in tasks if task.kind == "task"]
+    trained_for = [t for t in tasks if t.kind == "task" and takes_examples(t.request(t.examples()[0]))]
     k = config.evaluation.shots[-1]
     if k == 0 or not trained_for:
         return {}

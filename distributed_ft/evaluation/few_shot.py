@@ -8,7 +8,7 @@ from distributed_ft.config.schema import DataConfig, Source
 from distributed_ft.data.examples import TEXT, Example, Message
 from distributed_ft.data.reading import Reading, read
 from distributed_ft.evaluation.select import Candidate, earliest_as_good
-from distributed_ft.evaluation.task import Read, Request, question
+from distributed_ft.evaluation.task import Read, Request, question, takes_examples
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def best_of(tried: Mapping[int, Sequence[float]]) -> int:
 def with_examples(request: Request, examples: Sequence[Example]) -> Request:
     """The request with the examples' turns before it. It keeps its own system message; theirs are left out. What is
     asked as plain text has no turns, and stays as it is."""
-    if isinstance(request, Read) or request.messages[0].role == TEXT:
+    if isinstance(request, Read) or not takes_examples(request):
         return request
     own = request.messages
     first = next(i for i, message in enumerate(own) if message.role != "system")

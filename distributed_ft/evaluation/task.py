@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from distributed_ft.data.examples import Example, Message
+from distributed_ft.data.examples import TEXT, Example, Message
 
 Kind = Literal["task", "general", "validation"]  # validation: the rows of a task that choices are made by
 VALIDATION = ".validation"  # behind the name of the task
@@ -136,6 +136,11 @@ class Task(Protocol):
     def request(self, example: Example) -> Request: ...
     def score(self, example: Example, response: Response) -> Score: ...
     def totals(self, scored: Sequence[Scored]) -> Mapping[str, float]: ...
+
+
+def takes_examples(request: Request) -> bool:
+    """Whether examples can stand before it: it is a conversation, and no plain text."""
+    return not isinstance(request, Read) and bool(request.messages) and request.messages[0].role != TEXT
 
 
 def reference(example: Example) -> str:

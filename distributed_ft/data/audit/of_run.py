@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from distributed_ft.artifacts import read_json, write_json
-from distributed_ft.config.checks import ASSETS, general_name
-from distributed_ft.config.schema import RunConfig, TaskConfig
+from distributed_ft.config.checks import ASSETS, general_name, is_harness_name
+from distributed_ft.config.schema import HarnessTask, RunConfig, TaskConfig
 from distributed_ft.data.audit.run import AuditSettings, File, Load, Reference, audit
 from distributed_ft.data.prepare import file_identity
 from distributed_ft.data.reading import Chunk, Reading, chunks
@@ -72,9 +72,10 @@ def _examples(chunk: Chunk, tolerant: bool) -> list[Any]:
 
 def _references(config: RunConfig) -> list[tuple[str, Reading, bool]]:
     """Name, file, and whether a training row of it makes a score wrong: of data.validation only the loss is."""
-    suites = [(general_name(suite), _suite(suite)) for suite in config.evaluation.general]
-    tasks = [(task.name, Reading.of(task)) for task in config.evaluation.tasks]
-    apart = [(f"{task.name}.validation", task.on_validation) for task in config.evaluation.tasks]
+    suites = [(general_name(suite), _suite(suite)) for suite in config.evaluation.general if _has_rows(suite)]
+    with_rows = [task for task in config.evaluation.tasks if isinstance(task, TaskConfig)]
+    tasks = [(task.name, Reading.of(task)) for task in with_rows]
+    apart = [(f"{task.name}.validation", task.on_validation) for task in with_rows]
     tasks += [(name, Reading.of(rows)) for name, rows in apart if rows is not None]  # a fraction is among its rows
     found = [(name, reading, True) for name, reading in [*tasks, *suites]]
     validation = config.data.validation_file
@@ -84,7 +85,13 @@ def _references(config: RunConfig) -> list[tuple[str, Reading, bool]]:
     return found
 
 
-def _suite(entry: str | TaskConfig) -> Reading:
+def _has_rows(entry: str | TaskConfig | HarnessTask) -> bool:
+    """Of the documents of lm-evaluation-harness only it knows."""
+    return isinstance(entry, TaskConfig) or (isinstance(entry, str) and not is_harness_name(entry))
+
+
+def _suite(entry: str | TaskConfig | HarnessTask) -> Reading:
     if isinstance(entry, TaskConfig):
         return Reading.of(entry)
+    assert isinstance(entry, str)
     return Reading(_SHIPPED_SUITE if entry == "shipped" else entry)

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from distributed_ft.config.checks import is_harness_name
 from distributed_ft.config.schema import EvaluationConfig
-from distributed_ft.config.tasks import UNASKED, MetricTask, PassAtKTask, PerplexityTask, TaskConfig
+from distributed_ft.config.tasks import UNASKED, HarnessTask, MetricTask, PassAtKTask, PerplexityTask, TaskConfig
 from distributed_ft.data.examples import Example
 from distributed_ft.data.reading import read_examples
 from distributed_ft.errors import ConfigError
@@ -14,6 +15,7 @@ from distributed_ft.evaluation.clusters import rows_of
 from distributed_ft.evaluation.task import VALIDATION, Kind, Task
 from distributed_ft.evaluation.tasks.build import rule_of
 from distributed_ft.evaluation.tasks.exact_match import ExactMatch
+from distributed_ft.evaluation.tasks.harness import harness_tasks
 from distributed_ft.evaluation.tasks.rule import RuledTask
 from distributed_ft.evaluation.tasks.validation import refuse_shared, split
 
@@ -60,6 +62,20 @@ def general_task(entry: str | MetricTask) -> Task:
     return RuledTask(name, rows, ExactMatch(longest + 1), "general")
 
 
+def _tasks_of(entry: MetricTask | HarnessTask) -> Sequence[Task]:
+    if isinstance(entry, HarnessTask):
+        return harness_tasks(entry, "task", f"evaluation.tasks[{entry.name}]")
+    return with_validation(entry)
+
+
+def _suites_of(entry: str | MetricTask | HarnessTask, index: int) -> Sequence[Task]:
+    if isinstance(entry, str) and is_harness_name(entry):
+        entry = HarnessTask(metric="harness", name=entry, task=entry)
+    if isinstance(entry, HarnessTask):
+        return harness_tasks(entry, "general", f"evaluation.general[{index}]")
+    return [general_task(entry)]
+
+
 def build_tasks(config: EvaluationConfig) -> tuple[Task, ...]:
     """Tasks first, each with its validation rows behind it, then the general suite, in the order written.
 
@@ -68,10 +84,8 @@ def build_tasks(config: EvaluationConfig) -> tuple[Task, ...]:
     for _, entry in config.entries:
         if isinstance(entry, PassAtKTask) and not config.allow_code_execution:
             raise ConfigError(f"evaluation.tasks[{entry.name}].metric: {UNASKED}")
-    tasks: Sequence[Task] = [
-        *(task for entry in config.tasks for task in with_validation(entry)),
-        *(general_task(entry) for entry in config.general),
-    ]
+    tasks = [task for entry in config.tasks for task in _tasks_of(entry)]
+    tasks += [task for index, entry in enumerate(config.general) for task in _suites_of(entry, index)]
     names = [task.name for task in tasks]
     for name in names:
         if names.count(name) > 1:

@@ -1,6 +1,6 @@
 """Tasks of lm-evaluation-harness, asked by our engines: its prompts, its filters and its scores, item by item.
 
-A task is taken by name, from the harness's own collection or from a folder of YAML files (`evaluation.task_folder`).
+A task is taken by name, from the harness's own collection or from a folder of YAML files (`folder`).
 What a document is asked, how an answer is filtered and scored, and how scores are put together is the harness's own
 code (`pip install 'distributed_ft[harness]'`, Gao et al. 2024, doi:10.5281/zenodo.12608602); prompts are plain texts
 without a chat template, which is its default. An item whose prompt does not fit into the context is an error here,
@@ -20,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
+from distributed_ft.config import tasks as config
 from distributed_ft.data.examples import TEXT, Example, Message
 from distributed_ft.data.files import suggestion
 from distributed_ft.errors import ConfigError, brief
@@ -32,7 +33,7 @@ DEFAULT_MAX_NEW_TOKENS = 256  # the harness's own
 class HarnessTask:
     """One task of the harness: a `Task`. An item is one of its documents.
 
-    The score is its first metric that is a mean of the items' (see `main_metric`), `further` are the others. Of a
+    The score is its first metric that is a mean of the items' (see `_main`), `further` are the others. Of a
     perplexity, whose items have no score between 0 and 1, it is what the harness's figure is the inverse of: the
     probability by word or byte, exp(log-likelihood / words). `totals` are the harness's figures, by its names.
     """
@@ -137,37 +138,27 @@ class HarnessTask:
         return found
 
 
-def harness_tasks(
-    name: str, task: str, kind: Kind, folder: Path | None, few_shot: int | None, metric: str | None, key: str
-) -> list[HarnessTask]:
-    """The tasks of a name, several where it is a group's (`name/subtask`).
-
-    Args:
-        task: a task, group or tag of the harness, or of YAML files in `folder`.
-        few_shot: examples in each prompt, of the task's own; None: as the task has it.
-        metric: what is the score; None: see `main_metric`.
-        key: of run.yaml, for messages.
+def harness_tasks(entry: config.HarnessTask, kind: Kind, key: str) -> list[HarnessTask]:
+    """The tasks of an entry of run.yaml at `key`; several where it names a group (`name.task`).
 
     Raises:
         ConfigError: the harness is not installed, has no such task, or cannot build it (its data is not at hand).
     """
-    found = _load(task, folder, few_shot, key)
-    tasks = []
-    for inner, source in found.items():
-        own = name if len(found) == 1 else f"{name}.{inner}"
-        draft = HarnessTask(own, source, "", kind)
-        main = main_metric(draft, metric, key)
-        tasks.append(HarnessTask(own, source, main, kind))
-    return tasks
+    found = _load(entry.task, None if entry.folder is None else Path(entry.folder), entry.few_shot, key)
+    alone = len(found) == 1
+    return [
+        HarnessTask(entry.name if alone else f"{entry.name}.{name}", source, _main(source, entry.score, key), kind)
+        for name, source in found.items()
+    ]
 
 
-def main_metric(task: HarnessTask, wanted: str | None, key: str) -> str:
+def _main(source: Any, wanted: str | None, key: str) -> str:
     """The metric that is the score: the one wanted, else the first one of the task's list whose items have scores.
 
     Raises ConfigError when there is none, or not the one wanted.
     """
-    listed = list(task.source.higher_is_better())
-    filters = [ensemble.name for ensemble in getattr(task.source, "_filters", [])]
+    listed = list(source.higher_is_better())
+    filters = [ensemble.name for ensemble in getattr(source, "_filters", [])]
     names = [f"{m},{f}" for m in listed for f in filters] if len(filters) > 1 else listed
     if wanted is not None:
         for name in names:
@@ -175,13 +166,13 @@ def main_metric(task: HarnessTask, wanted: str | None, key: str) -> str:
                 return name
         hint = suggestion((wanted,), tuple(names))
         raise ConfigError(
-            f"{key}.metric: {wanted!r}: {task.source.task_name} has no such metric{hint}; there are {', '.join(names)}"
+            f"{key}.score: {wanted!r}: {source.task_name} has no such metric{hint}; there are {', '.join(names)}"
         )
-    usable = [name for name in names if task.source.higher_is_better().get(name.partition(",")[0])]
+    usable = [name for name in names if source.higher_is_better().get(name.partition(",")[0])]
     perplexities = [name for name in names if name in ("word_perplexity", "byte_perplexity")]
     for name in [*usable, *perplexities]:
         return name
-    raise ConfigError(f"{key}: {task.source.task_name} has no metric that items can be compared by; give metric: NAME")
+    raise ConfigError(f"{key}: {source.task_name} has no metric that items can be compared by; give score: NAME")
 
 
 def _request(identity: str, instances: Sequence[Any]) -> Request:
@@ -253,7 +244,7 @@ def _load(task: str, folder: Path | None, few_shot: int | None, key: str) -> dic
     if task not in manager.all_tasks:
         where = "" if folder is None else f" or {folder}"
         raise ConfigError(
-            f"{key}: {task!r}: no task, group or tag of lm-evaluation-harness{where} has this name"
+            f"{key}: {task!r}: no task, group or tag of lm-evaluation-harness{where} has this name, nor has a file"
             f"{suggestion((task,), tuple(manager.all_tasks))}"
         )
     try:

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from distributed_ft.config import tasks as config
 from distributed_ft.errors import ConfigError
 from distributed_ft.evaluation.engines import TransformersEngine
-from distributed_ft.evaluation.task import Response, Scored
+from distributed_ft.evaluation.task import Kind, Response, Scored
 from distributed_ft.evaluation.tasks.harness import HarnessTask, harness_tasks
 
 pytest.importorskip("lm_eval")
@@ -84,6 +85,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def loaded(
+    name: str, task: str, folder: Path, *, key: str = "key", kind: Kind = "task", **settings: Any
+) -> list[HarnessTask]:
+    entry = config.HarnessTask(metric="harness", name=name, task=task, folder=str(folder), **settings)
+    return harness_tasks(entry, kind, key)
+
+
 def ours(task: HarnessTask, engine: TransformersEngine) -> list[Scored]:
     examples = task.examples()
     answers = engine.answer([task.request(example) for example in examples])
@@ -119,7 +127,7 @@ def test_scores_are_the_harnesss_item_by_item(
     engine: TransformersEngine, base: Path, folder: Path, name: str, metric: str
 ) -> None:
     engine.use(None)
-    [task] = harness_tasks(name, name, "general", folder, None, None, "evaluation.general[0]")
+    [task] = loaded(name, name, folder, key="evaluation.general[0]", kind="general")
     assert task.main == metric
     scored = ours(task, engine)
     found = theirs(name, folder, base)
@@ -155,7 +163,7 @@ def test_a_prompt_that_differs_by_choice_is_asked_as_it_is(
 
 def test_the_digest_covers_what_is_asked(folder: Path) -> None:
     def digest(name: str, few_shot: int | None = None, metric: str | None = None) -> str:
-        [task] = harness_tasks("t", name, "task", folder, few_shot, metric, "k")
+        [task] = loaded("t", name, folder, few_shot=few_shot, score=metric)
         return task.digest
 
     assert digest("choices") == digest("choices")
@@ -165,19 +173,19 @@ def test_the_digest_covers_what_is_asked(folder: Path) -> None:
 @pytest.mark.slow  # its own collection has to be read
 def test_a_task_that_is_nowhere_is_an_error_with_its_key(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"evaluation\.tasks\[arc\].*'choises'.*did you mean 'choices'"):
-        harness_tasks("arc", "choises", "task", folder, None, None, "evaluation.tasks[arc]")
+        loaded("arc", "choises", folder, key="evaluation.tasks[arc]", kind="task")
 
 
 def test_what_the_harness_cannot_do_is_an_error_with_its_key(folder: Path, tmp_path: Path) -> None:
     key = "evaluation.tasks[arc]"
-    with pytest.raises(ConfigError, match=r"metric.*'f1'.*there are acc, acc_norm"):
-        harness_tasks("arc", "choices", "task", folder, None, "f1", key)
+    with pytest.raises(ConfigError, match=r"score.*'f1'.*there are acc, acc_norm"):
+        loaded("arc", "choices", folder, score="f1", key=key)
     (tmp_path / "gone.yaml").write_text((folder / "choices.yaml").read_text().replace("rows.jsonl", "none.jsonl"))
     with pytest.raises(ConfigError, match=r"cannot build 'choices'.*local"):
-        harness_tasks("arc", "choices", "task", tmp_path, None, None, key)
+        loaded("arc", "choices", tmp_path, key=key, kind="task")
 
 
 def test_an_answer_scores_the_same_again(folder: Path) -> None:
-    [task] = harness_tasks("w", "writes", "task", folder, None, None, "k")
+    [task] = loaded("w", "writes", folder, key="k", kind="task")
     example = task.examples()[0]
     assert [task.score(example, Response((text,))).value for text in ("CAT", "DOG", "CAT")] == [1.0, 0.0, 1.0]
