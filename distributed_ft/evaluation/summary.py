@@ -178,16 +178,16 @@ def how_chosen(summary: Summary) -> str | None:
     same = [task for task, by in on.items() if by == task]
     apart = [task for task in on if task not in same]
     told = []
-    if same and count > 1 and summary.selection.step is not None:
-        told.append(
-            f"the best of {count} checkpoints was chosen on the same rows of {', '.join(same)} that it is judged by, "
-            "so its score there is optimistic; validation rows (evaluation.tasks[].validation) keep the two apart"
-        )
     asked = [str(model.step) for model in scores.checkpoints if model.name in scores.judged_on_test()]
     if apart and asked:
         only = f"step {asked[0]} only" if len(asked) == 1 else f"steps {', '.join(asked)}, which were chosen in turn"
         base = "base, few-shot" if FEW_SHOT in scores.of else "base"
         told.append(f"chosen on validation rows; the test rows of {', '.join(apart)} were asked of {base} and {only}")
+    if same and count > 1 and summary.selection.step is not None:
+        told.append(
+            f"the best of {count} checkpoints was chosen on the same rows of {', '.join(same)} that it is judged by, "
+            "so its score there is optimistic; validation rows (evaluation.tasks[].validation) keep the two apart"
+        )
     return "; ".join(told) or None
 
 

@@ -241,3 +241,23 @@ def test_the_number_of_examples_is_chosen_on_validation_rows(
     before = {p: p.stat().st_mtime_ns for p in run.evaluation.glob("*/*/*")}
     evaluate(run.path)
     assert {p: p.stat().st_mtime_ns for p in run.evaluation.glob("*/*/*")} == before
+
+
+def test_a_task_without_validation_rows_is_chosen_on_its_test_rows_beside_one_with_them(
+    make_run: MakeRun, adapters: dict[str, Path], files: Path
+) -> None:
+    other = {"name": "practice", "path": str(files / "practice.jsonl"), "max_new_tokens": 24}
+    models = {10: adapters["untrained"], 20: adapters["kept"]}
+    run = make_run(models, tasks=[*people(files), other], few_shot=0, general=[])
+    evaluate(run.path)
+    chosen = summary(run)["selection"]
+    assert chosen["chosen_on"] == {"people": "people.validation", "practice": "practice"}
+    assert asked(run)[STEPS[0]] == {"people.validation", "practice"}
+    scores = [run.samples(STEPS[1], task) for task in ("people.validation", "practice")]
+    means = [sum(s.score for s in samples) / len(samples) for samples in scores]
+    assert chosen["candidates"][1]["task_accuracy"] == pytest.approx(sum(means) / 2)
+    assert chosen["how_chosen"] == (
+        "chosen on validation rows; the test rows of people were asked of base and step 20 only; the best of 2 "
+        "checkpoints was chosen on the same rows of practice that it is judged by, so its score there is optimistic; "
+        "validation rows (evaluation.tasks[].validation) keep the two apart"
+    )
