@@ -131,7 +131,7 @@ def _cut_off(tasks: Sequence[Task], engine: TransformersEngine) -> dict[str, Cut
     found = {}
     for task in tasks:
         first = task.request(task.examples()[0])
-        if not isinstance(first, Generate):
+        if not isinstance(first, Generate) or first.open_ended:
             continue
         needed = [engine.answer_tokens(reference(example)) for example in task.examples()]
         limit = first.max_new_tokens

@@ -36,6 +36,10 @@ class Pattern(FreeText):
         rule = [self.pattern, self.take, self.fullmatch, self.ignore_case]
         return {"max_new_tokens": self.max_new_tokens, "rule": rule}
 
+    @property
+    def open_ended(self) -> bool:
+        return self.fullmatch
+
     def score(self, example: Example, response: Response) -> Score:
         if self.fullmatch:
             text = response.text.strip()

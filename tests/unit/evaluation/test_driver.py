@@ -366,3 +366,11 @@ def test_without_the_tracker_there_is_no_tensorboard(make_run: MakeRun, adapters
 def test_user_errors_are_one_message_and_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "no-such-run")]) == 2
     assert "no-such-run" in capsys.readouterr().err
+
+
+def test_answers_that_are_compared_with_no_reference_are_not_said_to_be_cut_off(make_run: MakeRun, files: Path) -> None:
+    probe = {"name": "people", "path": str(files / "people.jsonl"), "metric": "refusal", "expected": "comply"}
+    run = make_run({}, tasks=[{**probe, "max_new_tokens": 2}], general=[], few_shot=0)
+    evaluate(run.path)
+    assert summary(run)["cut_off"] == {}
+    assert run.samples("base", "people")[0].answer in ("comply", "empty")
