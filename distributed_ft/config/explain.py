@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 from distributed_ft.config import compat
 from distributed_ft.config.document import Document, Key, Problem, dotted, holds, scalar
 from distributed_ft.config.schema import RunConfig
+from distributed_ft.config.tasks import URL
 
 # Keys of type A | B: which branch a value of a JSON type means, and what to write instead of anything else.
 _UNIONS: dict[str, tuple[dict[type, str], str]] = {
@@ -237,6 +238,8 @@ def _wrong_value(kind: str, value: Any, context: dict[str, Any], fallback: str) 
             return f"has {context['actual_length']} values, and needs {context['max_length']}"
         case "too_short" | "string_too_short":
             return "is empty"
+        case "string_pattern_mismatch" if context.get("pattern") == URL:
+            return f"{shown} is not an address; write it like http://localhost:8000/v1"
         case "string_pattern_mismatch" if context.get("pattern") == WORD:
             return f"{shown} may hold no white space"
         case "string_pattern_mismatch":

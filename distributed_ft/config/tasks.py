@@ -11,6 +11,7 @@ from distributed_ft.config.section import DataFile, Positive, Section
 
 DEFAULT_METRIC = "exact_match"
 UNASKED = "'pass_at_k' runs what the model wrote, on this machine; allow that by evaluation.allow_code_execution: true"
+URL = r"^https?://[^\s]+$"
 NotNegative = Annotated[float, Field(ge=0)]
 Words = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
 
@@ -239,7 +240,7 @@ class JudgeTask(WrittenTask):
 
     metric: Literal["judge"]
     max_new_tokens: Positive = Field(512, description="Longest answer, in tokens.")
-    url: str = Field(pattern=r"^https?://[^\s]+$", description="Of the API, such as http://localhost:8000/v1.")
+    url: str = Field(pattern=URL, description="Of the API, such as http://localhost:8000/v1.")
     model: str = Field(min_length=1, description="The judge's name there.")
     api_key_env: str | None = Field(None, description="Environment variable with the key; null: none is sent.")
     rubric: str = Field(

@@ -149,7 +149,7 @@ def _cut_off(tasks: Sequence[Task], engine: Engine) -> dict[str, CutOff]:
     found = {}
     for task in tasks:
         first = task.request(task.examples()[0])
-        if not isinstance(first, Generate) or not takes_examples(first):
+        if not isinstance(first, Generate) or first.open_ended or not takes_examples(first):
             continue
         needed = [engine.answer_tokens(reference(example)) for example in task.examples()]
         limit = first.max_new_tokens

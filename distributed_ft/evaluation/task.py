@@ -30,6 +30,7 @@ class Generate:
     draws: int = 1
     temperature: float = 0.0
     seed: int = 0
+    open_ended: bool = False  # nothing that the row has for a reference needs to be written
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,7 @@ class PassAtK(FreeText):
             draws=self.draws,
             temperature=self.temperature,
             seed=self.seed,
+            open_ended=True,
         )
 
     def score(self, example: Example, response: Response) -> Score:

@@ -158,6 +158,10 @@ class Instructions(FreeText):
     def settings(self) -> Mapping[str, object]:
         return {"max_new_tokens": self.max_new_tokens, "rule": [self.column]}
 
+    @property
+    def open_ended(self) -> bool:
+        return True
+
     def check(self, rows: Sequence[Example]) -> None:
         """Raises DataError for a row without instructions, or with one that cannot be told."""
         for row in rows:

@@ -34,6 +34,10 @@ class Judge(FreeText):
         judge = None if self.endpoint is None else [self.endpoint.model, self.endpoint.max_tokens]
         return {"max_new_tokens": self.max_new_tokens, "rule": [judge, self.rubric, self.scale]}
 
+    @property
+    def open_ended(self) -> bool:
+        return True
+
     def check(self, rows: Sequence[Example]) -> None:
         """Raises DataError for a row without the reference that the rubric shows."""
         for row in rows:

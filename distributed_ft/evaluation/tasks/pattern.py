@@ -13,7 +13,7 @@ from distributed_ft.errors import ConfigError, EvaluationError
 from distributed_ft.evaluation.task import Response, Score, reference
 from distributed_ft.evaluation.tasks.rule import FreeText
 
-_SECONDS = 5.0  # that a search may take: a pattern such as (a+)+$ takes for ever on some answers
+_SECONDS = 2.0  # that a search may take: a pattern such as (a+)+$ takes for ever on some answers
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,10 @@ class Pattern(FreeText):
     def settings(self) -> Mapping[str, object]:
         rule = [self.pattern, self.take, self.fullmatch, self.ignore_case]
         return {"max_new_tokens": self.max_new_tokens, "rule": rule}
+
+    @property
+    def open_ended(self) -> bool:
+        return self.fullmatch
 
     def score(self, example: Example, response: Response) -> Score:
         if self.fullmatch:

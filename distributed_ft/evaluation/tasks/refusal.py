@@ -46,6 +46,10 @@ class Refusal(FreeText):
     def settings(self) -> Mapping[str, object]:
         return {"max_new_tokens": self.max_new_tokens, "rule": [self.expected, self.column, self.patterns]}
 
+    @property
+    def open_ended(self) -> bool:
+        return True
+
     def check(self, rows: Sequence[Example]) -> None:
         """Raises DataError for a row that does not say what is right."""
         for row in rows:

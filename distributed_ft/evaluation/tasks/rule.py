@@ -52,6 +52,11 @@ class FreeText:
     def settings(self) -> Mapping[str, object]:
         return {"max_new_tokens": self.max_new_tokens}
 
+    @property
+    def open_ended(self) -> bool:
+        """Whether answers are compared with no reference."""
+        return False
+
     def check(self, rows: Sequence[Example]) -> None:
         pass
 
@@ -59,7 +64,8 @@ class FreeText:
         return 0.0
 
     def request(self, example: Example) -> Request:
-        return Generate(example.id, question(example), self.max_new_tokens, example.tools)
+        open_ended = self.open_ended
+        return Generate(example.id, question(example), self.max_new_tokens, example.tools, open_ended=open_ended)
 
     def totals(self, scored: Sequence[Scored]) -> Mapping[str, float]:
         return {}

@@ -178,6 +178,56 @@ OF_A_METRIC = {
     ),
     "tasks: [{name: t, path: test.jsonl, metric: }]": f"tasks[0].metric: null is not a choice; choices: {METRICS}",
     "tasks: [test.jsonl]": ("tasks[0]: 'test.jsonl' is not a section of keys; write `- {name: …, path: …, metric: …}`"),
+    "tasks: [{name: t, path: test.jsonl, metric: regex, pattern: '('}]": (
+        "tasks[0].pattern: '(' is not a regular expression: missing ) at position 1; in YAML, quote it with "
+        "single quotes"
+    ),
+    "tasks: [{name: t, path: test.jsonl, metric: refusal, expected: refuse, patterns: [a, '[']}]": (
+        "tasks[0].patterns[1]: '[' is not a regular expression: unterminated character set at position 1; in YAML, "
+        "quote it with single quotes"
+    ),
+    "tasks: [{name: t, path: test.jsonl, metric: refusal, expected: always}]": (
+        "tasks[0].expected: 'always' is not a choice; choices: refuse, comply"
+    ),
+    "tasks: [{name: t, path: test.jsonl, metric: multiple_choice, choices: [a, a]}]": (
+        "tasks[0].choices: 'a' is given twice; remove one of them"
+    ),
+    "tasks: [{name: t, path: test.jsonl, metric: multiple_choice, choices: a}]": (
+        "tasks[0].choices: 'a' is not a list; write [a]"
+    ),
+    "tasks: [{name: t, path: test.jsonl, metric: multiple_choice, choices: [a, b], choices_column: c}]": (
+        "tasks[0].choices_column: is not looked into where `choices` are given; remove one of them"
+    ),
+    "tasks: [{name: t, path: test.jsonl, metric: classification, labels: [a]}]": (
+        "tasks[0].labels: has one value, and there is nothing to choose; give two or more"
+    ),
+    "tasks: [{name: t, path: test.jsonl, metric: classification, labels: []}]": "tasks[0].labels: is empty",
+    "tasks: [{name: t, path: test.jsonl, metric: bleu, tokenize: spm}]": (
+        "tasks[0].tokenize: 'spm' is not a choice; choices: 13a, intl, char, zh, none"
+    ),
+    "tasks: [{name: t, path: test.jsonl, metric: pass_at_k}]": (
+        "tasks[0].metric: 'pass_at_k' runs what the model wrote, on this machine; allow that by "
+        "evaluation.allow_code_execution: true"
+    ),
+    "allow_code_execution: true, tasks: [{name: t, path: test.jsonl, metric: pass_at_k, k: [1, 10], draws: 5, "
+    "temperature: 1}]": "tasks[0].k: pass@10 needs as many draws, and there are 5; write draws: 10",
+    "allow_code_execution: true, tasks: [{name: t, path: test.jsonl, metric: pass_at_k, k: [1], draws: 5}]": (
+        "tasks[0].temperature: 0 makes all 5 draws the same; write a temperature such as 0.8"
+    ),
+    "allow_code_execution: true, tasks: [{name: t, path: test.jsonl, metric: pass_at_k, time_limit: 0}]": (
+        "tasks[0].time_limit: 0 must be greater than 0"
+    ),
+    "tasks: [{name: t, path: test.jsonl, metric: judge, url: 'http://x/v1', model: m, rubric: '{question}?'}]": (
+        "tasks[0].rubric: shows the judge no answer; write {answer} where it shall stand"
+    ),
+    "tasks: [{name: t, path: test.jsonl, metric: judge, url: 'http://x/v1', model: m, rubric: '{answer} {key}'}]": (
+        "tasks[0].rubric: {key} stands for nothing; there are {question}, {answer} and {reference}"
+    ),
+    "tasks: [{name: t, path: test.jsonl, metric: judge, url: 'http://x/v1', model: m, rubric: '{answer}', "
+    "scale: [5, 1]}]": "tasks[0].scale: 1 is not above 5; write the lowest mark first, as in [1, 10]",
+    "tasks: [{name: t, path: test.jsonl, metric: judge, url: x, model: m, rubric: '{answer}'}]": (
+        "tasks[0].url: 'x' is not an address; write it like http://localhost:8000/v1"
+    ),
     "general: [{name: t, path: test.jsonl, metric: numerik}]": (
         f"general[0].metric: 'numerik' is not a choice; did you mean 'numeric'? choices: {METRICS}"
     ),

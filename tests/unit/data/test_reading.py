@@ -19,6 +19,7 @@ import pyarrow.parquet
 import pytest
 
 from distributed_ft.config.schema import DataFile
+from distributed_ft.config.tasks import ExactMatchTask, RefusalTask
 from distributed_ft.data.reading import Reading, chunks, describe, read, read_examples
 from distributed_ft.data.tables import hub_items
 from distributed_ft.errors import DataError
@@ -347,3 +348,31 @@ def test_without_library_or_network_the_hub_is_refused_in_one_line(tmp_path: Pat
     last = run.stderr.splitlines()[-1]
     assert "DataError: some-one/some-data: no such file here" in last
     assert said in last
+
+
+UNANSWERED = [
+    {"prompt": "q"},
+    {"instruction": "q"},
+    {"messages": [{"role": "user", "content": "q"}]},
+    {"conversations": [{"from": "human", "value": "q"}]},
+]
+
+
+@pytest.mark.parametrize("row", UNANSWERED, ids=lambda row: next(iter(row)))
+def test_a_row_of_a_task_may_lack_an_answer_only_where_its_metric_compares_with_none(
+    write_rows: Any, row: dict[str, Any]
+) -> None:
+    path = str(write_rows("a.jsonl", [row]))
+    (example,) = read_examples(Reading.of(RefusalTask(name="t", path=path, metric="refusal")))
+    assert [(m.role, m.content) for m in example.messages] == [("user", "q"), ("assistant", "")]
+    for refusing in (ExactMatchTask(name="t", path=path), DataFile(path=path)):
+        with pytest.raises(DataError, match=r"a\.jsonl:1: "):
+            read_examples(Reading.of(refusing))
+
+
+def test_an_answer_of_a_task_may_be_a_number_or_a_boolean(write_rows: Any) -> None:
+    rows = [{"prompt": "a", "completion": 2}, {"prompt": "b", "completion": 0.5}, {"prompt": "c", "completion": True}]
+    path = str(write_rows("a.jsonl", rows))
+    assert [e.answer for e in read_examples(Reading.of(ExactMatchTask(name="t", path=path)))] == ["2", "0.5", "true"]
+    with pytest.raises(DataError, match="completion is a number, 2, not text"):
+        read_examples(path)

@@ -379,3 +379,11 @@ def test_empty_answers_are_scored_counted_and_told(
     base = next(r for r in run.task_results() if (r.model, r.task) == ("base", "people"))
     assert base.empty > 0  # it was never asked of whom it knows nothing
     assert f", {100 * base.empty:.0f}% of the answers are empty" in capsys.readouterr().err
+
+
+def test_answers_that_are_compared_with_no_reference_are_not_said_to_be_cut_off(make_run: MakeRun, files: Path) -> None:
+    probe = {"name": "people", "path": str(files / "people.jsonl"), "metric": "refusal", "expected": "comply"}
+    run = make_run({}, tasks=[{**probe, "max_new_tokens": 2}], general=[], few_shot=0)
+    evaluate(run.path)
+    assert summary(run)["cut_off"] == {}
+    assert run.samples("base", "people")[0].answer in ("comply", "empty")
