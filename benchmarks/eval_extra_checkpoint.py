@@ -3,10 +3,10 @@
 python -m benchmarks.eval_extra_checkpoint [--items 192] [--tokens 24] [--checkpoints 5] [--out FILE]
 
 One driver scores a base, then adapters one after another, as `dft eval` does: identity, adapter swap, prompts,
-decoding, scores, files. `total` is the wall time of all that for one adapter, `forward` the part of it that is spent in calls of
-the model (CUDA is waited for), so that both see the same machine at the same time. The base is loaded once, which is in
-neither. Two bases: the shipped tiny one, whose passes are so short that everything else shows, and one of the sizes
-below with random weights, which on a CPU is still far smaller than what is fine-tuned in earnest.
+decoding, scores, files. `total` is the wall time of all that for one adapter, `forward` the part of it that is spent in
+calls of the model (CUDA is waited for), so that both see the same machine at the same time. The base is loaded once,
+which is in neither. Two bases: the shipped tiny one, whose passes are so short that everything else shows, and one of
+the sizes below with random weights, which is still far smaller than what is fine-tuned in earnest.
 """
 
 import argparse
