@@ -13,6 +13,7 @@ from distributed_ft.config.schema import (
     FINDING_IDS,
     DataFile,
     DeepspeedStrategy,
+    EndpointEngineConfig,
     FsdpStrategy,
     HarnessTask,
     JsonFieldsTask,
@@ -49,6 +50,7 @@ def problems(config: RunConfig, folder: Path) -> list[Problem]:
         _names,
         _tasks,
         _choices,
+        _server,
         _strength,
         _runs_dir,
         _base,
@@ -278,6 +280,30 @@ def _choices(config: RunConfig, _: Path) -> Iterator[Problem]:
             f"{shown} is a choice, made on validation rows, and task {judged.tasks[without[0]].name!r} has none (made "
             f"on the rows that it is judged by, it would flatter the prompt); give {dotted(key)}, or one number",
             also=(key,),
+        )
+
+
+def _server(config: RunConfig, _: Path) -> Iterator[Problem]:
+    """A server's names of the checkpoints, and what cannot be asked of a server."""
+    engine = config.evaluation.engine
+    if not isinstance(engine, EndpointEngineConfig):
+        return
+    key: Key = ("evaluation", "engine", "checkpoint_model")
+    try:
+        names = {engine.checkpoint_model.format(run="r", step=step, name=f"step-{step}") for step in (1, 2)}
+    except (KeyError, IndexError, ValueError):
+        names = set()
+    if len(names) < 2:
+        yield Problem(
+            key,
+            f"{engine.checkpoint_model!r} is not a name of each checkpoint; write {{step}} where its number stands, or "
+            "{name} for step-00000500 (and {run} for the name of the run)",
+        )
+    if config.evaluation.adapter_strength:
+        yield Problem(
+            ("evaluation", "adapter_strength"),
+            "cannot be used with engine.type: endpoint: a server's adapters are as strong as they are; remove it",
+            also=(("evaluation", "engine", "type"),),
         )
 
 

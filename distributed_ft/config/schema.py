@@ -334,6 +334,27 @@ class EarlyStopConfig(Section):
     )
 
 
+class LocalEngineConfig(Section):
+    """The base is loaded here, by transformers."""
+
+    type: Literal["transformers"] = "transformers"
+
+
+class EndpointEngineConfig(Section):
+    """An OpenAI-compatible server that holds the base, and the checkpoints' adapters under names of their own."""
+
+    type: Literal["endpoint"]
+    url: str = Field(pattern=r"^https?://", description="Of the API, for example http://localhost:8000/v1.")
+    model: str = Field(min_length=1, description="The server's name of the base.")
+    checkpoint_model: str = Field(
+        "{run}-{step}", description="The server's name of a checkpoint, from {run}, {step} (500) and {name}."
+    )
+    api_key_env: str | None = Field(None, description="Variable of the environment that holds the key.")
+    concurrency: Positive = Field(8, description="Requests under way at a time.")
+    timeout: Annotated[float, Field(gt=0)] = Field(120.0, description="Seconds of silence before it is asked again.")
+
+
+EngineConfig = Annotated[LocalEngineConfig | EndpointEngineConfig, Field(discriminator="type")]
 Key = tuple[str | int, ...]
 
 
@@ -356,6 +377,7 @@ class EvaluationConfig(Section):
         "[1, 2, 4, 8], of which the best on the tasks' validation rows is taken.",
     )
     batch_size: Positive = Field(32, description="Requests generated at once.")
+    engine: EngineConfig = LocalEngineConfig()
     validation_every: Positive | None = Field(
         None, description="Steps between validation losses; default: at each checkpoint."
     )

@@ -6,9 +6,10 @@ from contextlib import contextmanager
 
 import torch
 
-from distributed_ft.config.schema import RunConfig
+from distributed_ft.config.schema import EndpointEngineConfig, RunConfig
 from distributed_ft.errors import ConfigError
 from distributed_ft.evaluation.engines.crew import Crew
+from distributed_ft.evaluation.engines.endpoint import EndpointEngine
 from distributed_ft.evaluation.engines.engine import Engine
 from distributed_ft.evaluation.engines.local import TransformersEngine, base_digest
 from distributed_ft.evaluation.engines.weights import is_adapter
@@ -31,8 +32,14 @@ def opened(config: RunConfig, num_processes: int = 1) -> Iterator[Engine]:
     On a CPU the number of threads decides the last digits of a likelihood. So a process has one, however many there
     are, or what OMP_NUM_THREADS says.
 
-    Raises ConfigError: the base cannot be read, or there are more processes than GPUs.
+    Raises ConfigError: the base cannot be read, there are more processes than GPUs, or several beside a server.
     """
+    engine = config.evaluation.engine
+    if isinstance(engine, EndpointEngineConfig):
+        if num_processes > 1:
+            raise ConfigError("--nproc: a server answers (evaluation.engine); its concurrency says how many at a time")
+        yield EndpointEngine(config, engine)
+        return
     head = engine_of(config, config.evaluation.batch_size)
     gpus = torch.cuda.device_count() if head.device.type == "cuda" else 0
     if gpus and num_processes > gpus:

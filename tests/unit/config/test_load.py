@@ -312,6 +312,10 @@ CHOICES = {
         "a task, or remove it"
     ),
     "{adapter_strength: [1.5]}": "evaluation.adapter_strength[0]: 1.5 must be less than 1",
+    "{engine: {type: endpoint, url: http://x/v1, model: m, checkpoint_model: mine}}": (
+        "evaluation.engine.checkpoint_model: 'mine' is not a name of each checkpoint; write {step} where its number "
+        "stands, or {name} for step-00000500 (and {run} for the name of the run)"
+    ),
     "{few_shot: []}": "evaluation.few_shot: is empty; write a number of examples, auto, or [2, 4, 8]",
     "{few_shot: [0, 2]}": "evaluation.few_shot[0]: 0 must be greater than 0",
     "{few_shot: all}": "evaluation.few_shot: 'all' is not a choice; choices: auto",

@@ -10,15 +10,17 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from distributed_ft.artifacts import RunDirectory
+from distributed_ft.config.load import load_resolved
 from distributed_ft.data.chat import render_prompt
 from distributed_ft.data.examples import Message
 from distributed_ft.errors import CheckpointError
 from distributed_ft.evaluation.driver import evaluate
-from distributed_ft.evaluation.engines import TransformersEngine
+from distributed_ft.evaluation.engines import TransformersEngine, engine_of
 from distributed_ft.evaluation.forgetting import Suite, forgetting
 from distributed_ft.evaluation.report.write import write
 from distributed_ft.evaluation.strength import Scaled, frontier, recommend
 from distributed_ft.evaluation.task import Choose
+from distributed_ft.export.write import export
 from launcher.cli import main
 
 MakeRun = Callable[..., RunDirectory]
@@ -190,6 +192,21 @@ def test_an_exported_adapter_and_a_merged_model_have_the_logits_of_the_scaled_on
     recommended = json.loads((run.evaluation / "summary.json").read_text())["strength"]["recommended"]
     assert json.loads((tmp_path / "best" / "adapter_config.json").read_text())["lora_alpha"] == 16 * recommended
     assert {path.name for path in tmp_path.iterdir()} == {"run", "half", "whole", "merged", "best"}
+
+
+def test_what_was_trained_over_a_quantised_base_is_merged_into_what_that_base_stands_for(
+    make_run: MakeRun, adapters: dict[str, Path], tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    run = make_run({10: adapters["kept"]})
+    run.config.write_text(json.dumps({**json.loads(run.config.read_text()), "method": {"type": "qlora"}}))
+    engine = engine_of(load_resolved(run.config), 4)
+    engine.use(adapters["kept"], 0.5)
+    prompt = render_prompt(tokenizer, ASK)
+    expected = logits(engine._loaded, prompt)
+    export(run.path, tmp_path / "merged", "10", "0.5", merge=True)
+    merged = LlamaForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    assert "quantization_config" not in json.loads((tmp_path / "merged" / "config.json").read_text())
+    torch.testing.assert_close(logits(merged, prompt), expected, atol=1e-3, rtol=1e-3)
 
 
 def test_whole_models_are_exported_as_they_are_and_not_scaled(
