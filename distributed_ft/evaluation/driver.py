@@ -234,7 +234,9 @@ class Evaluation:
     def scores_of(self, model: Model) -> dict[str, Scored]:
         """By task, asking for what is not stored."""
         scored: dict[str, Scored] = {}
-        in_use = self._measured(model)
+        in_use, text = False, self._text_to_ask(model)
+        if text is not None:
+            text.ask_base()  # before the model, so that full weights are loaded once
         for task in self._tasks:
             if model.name == FEW_SHOT and not self._shots(model, task):
                 continue
@@ -248,17 +250,17 @@ class Evaluation:
                 found = self._ask(model, task)
             scored[task.name] = found
             _progress(model, found)
+        if text is not None:
+            if not in_use:
+                self._engine.use(model.weights)
+            found_drift = text.measure(self._run, model)
+            print(f"{model.name:14} KL to the base: {found_drift.kl:.4f} nats a token", file=sys.stderr, flush=True)
         return scored
 
-    def _measured(self, model: Model) -> bool:
-        """Measure how far a checkpoint is from the base where that is not stored; whether the engine now is the model,
-        which the base goes before: so full weights are loaded once."""
+    def _text_to_ask(self, model: Model) -> GenericText | None:
+        """On which it is still to be measured how far a checkpoint is from the base."""
         text = self._generic_text
-        if text is None or model.step == 0 or text.stored(self._run, model) is not None:
-            return False
-        found = text.measure(self._run, model)
-        print(f"{model.name:14} KL to the base: {found.kl:.4f} nats a token ({found.seconds:.1f} s)", file=sys.stderr)
-        return True
+        return None if text is None or model.step == 0 or text.stored(self._run, model) else text
 
     def _drift(self, scores: Scores) -> dict[int, Drift]:
         """What is stored of the checkpoints, by step."""
