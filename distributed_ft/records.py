@@ -93,7 +93,6 @@ class Drift(Record):
     texts: int
     model_digest: str
     text_digest: str
-    seconds: float = 0.0
 
 
 class Progress(Record):

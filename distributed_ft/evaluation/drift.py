@@ -8,7 +8,6 @@ sure and the tuned model is not (Kullback and Leibler 1951).
 
 import hashlib
 import json
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -58,14 +57,16 @@ class GenericText:
         self.digest = _digest(self._texts, engine.settings)
         self._base: list[Tensor] | None = None
 
-    def measure(self, run: RunDirectory, model: Model) -> Drift:
-        """Ask and store; leaves the engine with the model's weights. Raises EvaluationError."""
-        assert model.digest is not None, "a checkpoint that is gone cannot be asked"
-        started = time.perf_counter()
+    def ask_base(self) -> None:
+        """Once; leaves the engine with the base's weights. Raises EvaluationError."""
         if self._base is None:
             self._engine.use(None)
             self._base = [self._engine.log_probabilities(text).cpu() for text in self._texts]
-        self._engine.use(model.weights)
+
+    def measure(self, run: RunDirectory, model: Model) -> Drift:
+        """Ask the engine, which answers as `model`, when the base was asked, and store. Raises EvaluationError."""
+        assert model.digest is not None, "a checkpoint that is gone cannot be asked"
+        assert self._base is not None, "ask_base() comes first"
         try:
             pairs = zip(self._base, self._texts, strict=True)
             sums = [divergence(base, self._engine.log_probabilities(text)) for base, text in pairs]
@@ -83,7 +84,6 @@ class GenericText:
             texts=len(counts),
             model_digest=model.digest,
             text_digest=self.digest,
-            seconds=round(time.perf_counter() - started, 3),
         )
         run.drift(model.name).parent.mkdir(parents=True, exist_ok=True)
         write_json(run.drift(model.name), found.model_dump(by_alias=True))

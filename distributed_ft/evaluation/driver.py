@@ -332,7 +332,9 @@ class Evaluation:
 
     def _scores_on(self, tasks: Sequence[Task], model: Model) -> dict[str, Scored]:
         scored: dict[str, Scored] = {}
-        in_use = self._measured(model)
+        in_use, text = False, self._text_to_ask(model)
+        if text is not None:
+            text.ask_base()  # before the model, so that full weights are loaded once
         for task in tasks:
             if model.name.startswith(FEW_SHOT) and not self._shots(model, task):
                 continue
@@ -346,17 +348,18 @@ class Evaluation:
                 found = self._ask(model, task)
             scored[task.name] = found
             _progress(model, found)
+        if text is not None:
+            if not in_use:
+                self._engine.use(model.weights)
+            found_drift = text.measure(self._run, model)
+            print(f"{model.name:14} KL to the base: {found_drift.kl:.4f} nats a token", file=sys.stderr, flush=True)
         return scored
 
-    def _measured(self, model: Model) -> bool:
-        """Measure how far a checkpoint is from the base where that is not stored; whether the engine now is the model,
-        which the base goes before: so full weights are loaded once."""
+    def _text_to_ask(self, model: Model) -> GenericText | None:
+        """On which it is still to be measured how far a checkpoint is from the base."""
         text = self._generic_text
-        if text is None or model.step == 0 or text.stored(self._run, model) is not None:
-            return False
-        found = text.measure(self._run, model)
-        print(f"{model.name:14} KL to the base: {found.kl:.4f} nats a token ({found.seconds:.1f} s)", file=sys.stderr)
-        return True
+        measured = text is None or model.step == 0 or model.strength != 1 or text.stored(self._run, model)
+        return None if measured else text
 
     def _drift(self, scores: Scores) -> dict[int, Drift]:
         """What is stored of the checkpoints, by step."""

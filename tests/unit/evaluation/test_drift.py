@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM
 
 from distributed_ft.artifacts import RunDirectory, publish, staging
+from distributed_ft.config.schema import EvaluationConfig
 from distributed_ft.data.examples import Example
 from distributed_ft.data.reading import Reading, read
 from distributed_ft.errors import DataError, EvaluationError
@@ -86,10 +87,11 @@ def test_the_more_is_forgotten_the_farther_from_the_base(
     engine: TransformersEngine, adapters: dict[str, Path], full_weights: Path, files: Path, tmp_path: Path
 ) -> None:
     text, run = GenericText(str(files / "skills.jsonl"), engine), RunDirectory(tmp_path)
-    found = {
-        name: text.measure(run, Model(name, weights, name, 1)).kl
-        for name, weights in [*adapters.items(), ("full", full_weights), ("again", adapters["kept"])]
-    }
+    text.ask_base()
+    found = {}
+    for name, weights in [*adapters.items(), ("full", full_weights), ("again", adapters["kept"])]:
+        engine.use(weights)
+        found[name] = text.measure(run, Model(name, weights, name, 1)).kl
     assert found["untrained"] == pytest.approx(0, abs=1e-6)
     assert 0.0001 < found["kept"] < found["forgot"]
     assert found["full"] > found["kept"]
@@ -150,6 +152,15 @@ def test_a_figure_of_other_weights_or_other_text_is_not_believed(
     assert json.loads(run.report("json").read_text())["checkpoints"][0]["kl_to_base"] is None
 
 
+def test_the_text_is_the_shipped_one_unless_another_is_named(make_run: MakeRun, full_weights: Path) -> None:
+    run = make_run({10: full_weights}, generic_text=EvaluationConfig().generic_text)
+    evaluate(run.path)
+    found = json.loads(run.drift("step-00000010").read_text())
+    assert found["texts"] == 60
+    assert found["tokens"] > 5000
+    assert 0 < found["low"] < found["kl"] < found["high"]
+
+
 def test_the_bases_expectations_are_kept_within_the_budget(
     engine: TransformersEngine, texts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,7 +176,8 @@ def test_logits_that_are_not_finite_are_an_error_and_no_figure(
     engine: TransformersEngine, texts: Path, tmp_path: Path
 ) -> None:
     text, run = GenericText(str(texts), engine), RunDirectory(tmp_path)
-    text.measure(run, Model("step-00000001", None, "d", 1))
+    text.ask_base()
+    assert text.measure(run, Model("step-00000001", None, "d", 1)).kl == 0
     with torch.no_grad():
         engine._loaded.get_input_embeddings().weight[:] = float("nan")
     with pytest.raises(

@@ -166,3 +166,16 @@ def test_bottlenecks_for_another_base_are_refused(
         engine.use(save_bottleneck(tmp_path / "other"))
     engine.use(None)
     engine.generate(REQUESTS)
+
+
+@pytest.mark.parametrize("kind", ["prefix", "prompt"])
+def test_log_probabilities_behind_virtual_tokens_are_pefts(random_base: Path, tmp_path: Path, kind: str) -> None:
+    weights = save_virtual(random_base, kind, tmp_path / kind)
+    engine = TransformersEngine(str(random_base), "fp32", batch_size=4)
+    engine.use(weights)
+    ids = engine.tokenizer("a request of more words, longer than the window of one of them")["input_ids"]
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(random_base, dtype=torch.float32), weights)
+    with torch.inference_mode():
+        logits = model.eval()(input_ids=torch.tensor([ids])).logits
+    expected = logits[0, -len(ids) : -1].log_softmax(-1)
+    torch.testing.assert_close(engine.log_probabilities(ids), expected, atol=2e-4, rtol=1e-3)

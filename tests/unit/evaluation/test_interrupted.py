@@ -55,9 +55,10 @@ def count(monkeypatch: pytest.MonkeyPatch, asked: list[str], most: int) -> None:
 
 
 def test_items_that_were_answered_are_not_asked_again(
-    make_run: MakeRun, adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    make_run: MakeRun, adapters: dict[str, Path], files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = make_run({10: adapters["untrained"], 20: adapters["kept"]}, batch_size=2)
+    text = str(files / "skills.jsonl")
+    run = make_run({10: adapters["untrained"], 20: adapters["kept"]}, batch_size=2, generic_text=text)
     expected = undisturbed(run)
     asked: list[str] = []
     for most in (4, 8, 19, 30, 1000):  # the first two within the people of base, one within its skills
