@@ -1,6 +1,6 @@
 """Whether the diagnosis names what was planted: real trainings of the shipped tiny base that fail in a known way.
 
-    python -m benchmarks.diagnosis_quality --work FOLDER [--seeds 3] [--only KIND …] [--again KIND …] [--kept] [--out FILE]
+    python -m benchmarks.diagnosis_quality --work FOLDER [--seeds 3] [--only KIND …] [--again KIND …] [--kept]
 
 Each run is prepared, trained, evaluated and reported by the code of `dft train`, `dft eval` and `dft report`, one after
 the other in this process, so that libraries are imported once (benchmarks/diagnosis_plants.py says what is planted).
