@@ -1,6 +1,6 @@
 """Whether the diagnosis names what was planted: real trainings of the shipped tiny base that fail in a known way.
 
-    python -m benchmarks.diagnosis_quality --work FOLDER [--seeds 3] [--only KIND …] [--again KIND …] [--out FILE]
+    python -m benchmarks.diagnosis_quality --work FOLDER [--seeds 3] [--only KIND …] [--again KIND …] [--kept]
 
 Each run is prepared, trained, evaluated and reported by the code of `dft train`, `dft eval` and `dft report`, one after
 the other in this process, so that libraries are imported once (benchmarks/diagnosis_plants.py says what is planted).
@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3, help="of each kind; of healthy runs three times as many")
     parser.add_argument("--only", nargs="+", choices=PLANTS, default=list(PLANTS))
     parser.add_argument("--again", nargs="+", choices=PLANTS, default=[], help="train these anew")
+    parser.add_argument("--kept", action="store_true", help="train nothing: judge the runs that are there")
     parser.add_argument("--out", type=Path, default=harness.RESULTS / "diagnosis_quality.json")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -53,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     work = given.work.resolve()
     planned = [(plant, seed) for seed in range(given.seeds * HEALTHY_PER_SEED) for plant in PLANTS
                if plant in given.only and (plant == HEALTHY or seed < given.seeds)]  # fmt: skip
+    if given.kept:
+        planned = [(plant, seed) for plant, seed in planned if (work / "done" / f"{plant}-{seed}").is_file()]
     for plant in given.again:
         for path in (work / "runs").glob(f"{plant}-*"):
             shutil.rmtree(path)

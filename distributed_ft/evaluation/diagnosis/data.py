@@ -73,7 +73,7 @@ def insufficient_data(evidence: Evidence) -> Finding | None:
         return None
     gap, losses = 0.0, ""
     if curves.validation_loss and curves.smoothed:
-        fitted = smoothed_at(curves, curves.validation_steps[-1])
+        fitted = own_loss(evidence, smoothed_at(curves, curves.validation_steps[-1]))
         gap = curves.validation_loss[-1] / max(fitted, 1e-3)
         losses = f", with a training loss of {fitted:.3f} and a validation loss of {curves.validation_loss[-1]:.3f}"
         if gap < GENERALISATION_GAP:
@@ -101,6 +101,14 @@ def copied(evidence: Evidence) -> float:
     statistics = evidence.data.get("statistics")
     files = statistics.values() if isinstance(statistics, dict) else ()
     return max((_copies(file) / file["rows"] for file in files if file.get("rows")), default=0.0)
+
+
+def own_loss(evidence: Evidence, loss: float) -> float:
+    """A training loss, of the rows that teach the task alone: the rows mixed in for replay are known already, and their
+    loss is next to nothing, so what is left is that of the others. (An upper bound, by rows.)"""
+    sources = [s for s in evidence.data.get("sources") or [] if isinstance(s, dict)]
+    mixed = sum(s.get("drawn_share") or 0.0 for s in sources if s.get("fraction") is not None)
+    return loss / (1 - mixed) if mixed < 1 else loss
 
 
 def _distinct_rows(evidence: Evidence) -> int | None:

@@ -1,6 +1,7 @@
 """Whether the task was learned, and whether that was worth a training. Pure."""
 
 from distributed_ft.evaluation.diagnosis.curves import UNDERFIT, UNLEARNED_FALL, ends, fall, smoothed_at, underfitted
+from distributed_ft.evaluation.diagnosis.data import own_loss
 from distributed_ft.evaluation.diagnosis.finding import Finding, higher_rate, more_of, ramp
 from distributed_ft.evaluation.report.evidence import CheckpointScores, Difference, Evidence
 from distributed_ft.evaluation.verdict import (
@@ -59,7 +60,7 @@ def insufficient_capacity(evidence: Evidence) -> Finding | None:
     if judged is None or not _no_worthwhile_gain(judged) or not underfitted(curves) or fall(curves) < UNLEARNED_FALL:
         return None
     first, last = ends(curves)
-    if curves.validation_loss and curves.validation_loss[-1] > SAME_LOSS * last:
+    if curves.validation_loss and curves.validation_loss[-1] > SAME_LOSS * own_loss(evidence, last):
         return None  # it fits the rows better than it should, not worse
     validation = f" (validation {curves.validation_loss[-1]:.3f})" if curves.validation_loss else ""
     middle = smoothed_at(curves, curves.steps[len(curves.steps) // 2])

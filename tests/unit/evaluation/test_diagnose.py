@@ -131,6 +131,13 @@ def test_a_high_loss_on_validation_rows_only_is_no_lack_of_capacity() -> None:
     assert "insufficient_capacity" not in ids(evidence(checkpoint(score=0.0), curves=curve(HIGH, [(200, 3.0)])))
 
 
+def test_general_rows_that_lower_the_training_loss_do_not_hide_a_lack_of_capacity() -> None:
+    mixed = audit()
+    mixed["sources"].append({"path": "general.jsonl", "rows_used": 300, "fraction": 0.5, "drawn_share": 0.5})
+    run = evidence(checkpoint(score=0.0), curves=curve(HIGH, [(100, 2.4), (200, 2.2)]), data=mixed)
+    assert ids(run)[0] == "insufficient_capacity"
+
+
 @pytest.mark.parametrize(
     "kept_to_itself",
     [
