@@ -16,6 +16,7 @@ import torch
 
 from benchmarks import harness
 from distributed_ft.config import tasks as config
+from distributed_ft.config.schema import EvaluationConfig
 from distributed_ft.evaluation.engines import TransformersEngine
 from distributed_ft.evaluation.task import Response
 from distributed_ft.evaluation.tasks.harness import HarnessTask, harness_tasks
@@ -43,7 +44,7 @@ Answer = Callable[[HarnessTask, int | None], list[Response]]
 
 
 def _ours(base: str, batch_size: int) -> Answer:
-    engine = TransformersEngine(base, "fp32", batch_size)
+    engine = TransformersEngine(base, "fp32", batch_size, batch_tokens=EvaluationConfig().batch_tokens)
     engine.use(None)
 
     def answer(task: HarnessTask, most: int | None) -> list[Response]:

@@ -37,6 +37,7 @@ PACKAGES = (
     "tokenizers",
     "pyarrow",
     "rensa",
+    "lm_eval",
 )
 TIMEOUT_SECONDS = 180.0  # of one fresh process group, unless told
 

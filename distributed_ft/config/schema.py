@@ -376,7 +376,10 @@ class EvaluationConfig(Section):
         description="Examples shown to the base model for comparison: how many; or a list of numbers to try, auto for "
         "[1, 2, 4, 8], of which the best on the tasks' validation rows is taken.",
     )
-    batch_size: Positive = Field(32, description="Requests generated at once.")
+    batch_size: Positive = Field(32, description="Requests answered at once.")
+    batch_tokens: Annotated[int, Field(ge=0)] = Field(
+        16384, description="More of them are answered at once while they have at most so many tokens, answers included."
+    )
     engine: EngineConfig = LocalEngineConfig()
     validation_every: Positive | None = Field(
         None, description="Steps between validation losses; default: at each checkpoint."

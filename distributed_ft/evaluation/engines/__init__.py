@@ -19,10 +19,14 @@ from distributed_ft.model.quantized import quantization
 __all__ = ["Engine", "TransformersEngine", "base_digest", "engine_of", "is_adapter", "opened"]
 
 
-def engine_of(config: RunConfig, batch_size: int) -> TransformersEngine:
-    """The engine of a run: its base, quantised where training quantised it."""
-    dtype = config.model.dtype
-    return TransformersEngine(config.model.base, dtype, batch_size, quantization(config.method, DTYPES[dtype]))
+def engine_of(config: RunConfig, batch_size: int | None = None) -> TransformersEngine:
+    """The engine of a run: its base, quantised where training quantised it; by its batches, or of so many rows."""
+    dtype, batches = config.model.dtype, config.evaluation
+    bits = quantization(config.method, DTYPES[dtype])
+    if batch_size is not None:
+        return TransformersEngine(config.model.base, dtype, batch_size, bits)
+    tokens = batches.batch_tokens
+    return TransformersEngine(config.model.base, dtype, batches.batch_size, bits, batch_tokens=tokens)
 
 
 @contextmanager
@@ -40,7 +44,7 @@ def opened(config: RunConfig, num_processes: int = 1) -> Iterator[Engine]:
             raise ConfigError("--nproc: a server answers (evaluation.engine); its concurrency says how many at a time")
         yield EndpointEngine(config, engine)
         return
-    head = engine_of(config, config.evaluation.batch_size)
+    head = engine_of(config)
     gpus = torch.cuda.device_count() if head.device.type == "cuda" else 0
     if gpus and num_processes > gpus:
         raise ConfigError(f"--nproc: {num_processes}: each process needs a GPU of its own, and there are {gpus}")

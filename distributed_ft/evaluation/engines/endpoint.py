@@ -134,7 +134,7 @@ class EndpointEngine:
 
     def _likelihood(self, request: Choose | Read) -> Response:
         if self._prompts is None:
-            self._prompts = Prompts(base_directory(self._config.model.base), 1)
+            self._prompts = Prompts(base_directory(self._config.model.base), 1, 0)
         pairs = self._prompts.continuations(request)
         judged = [self._judged(request, pair) for pair in pairs]
         nats, tokens = tuple(n for n, _ in judged), tuple(len(pair.answer) for pair in pairs)

@@ -30,21 +30,23 @@ class TransformersEngine:
         batch_size: int,
         bits: BitsAndBytesConfig | None = None,
         device: torch.device | None = None,
+        batch_tokens: int = 0,
     ) -> None:
         """
         Args:
             base: a directory in Hugging Face format, or a hub id.
-            batch_size: rows that are computed at once.
+            batch_size: rows that are computed at once; more, while they have at most `batch_tokens` tokens.
             bits: a base that was quantised for training answers as it was trained.
             device: default: the first GPU, or the CPU.
 
         Raises ConfigError when base or tokenizer cannot be read.
         """
-        self.arguments = {"base": base, "dtype": dtype, "batch_size": batch_size, "bits": bits}  # for one like it
+        self.arguments = {"base": base, "dtype": dtype, "batch_size": batch_size, "bits": bits}
+        self.arguments["batch_tokens"] = batch_tokens  # for one like it
         self.base = base_directory(base)
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._dtype, self._bits = dtype, bits
-        self.prompts = Prompts(self.base, batch_size)
+        self.prompts = Prompts(self.base, batch_size, batch_tokens)
         self._weights = Weights(self.base, dtype, bits, self.device)
 
     def use(self, weights: Path | None, strength: float = 1.0) -> None:
@@ -69,6 +71,7 @@ class TransformersEngine:
             "version": 2,
             "dtype": self._dtype,
             "batch_size": self.prompts.batch_size,
+            "batch_tokens": self.prompts.batch_tokens,
             "template": template,
         }
 
@@ -135,7 +138,7 @@ class TransformersEngine:
         except torch.OutOfMemoryError:
             raise EngineError(
                 f"the memory of {self.device} is too small for {self.prompts.batch_size} rows at once (item "
-                f"{batch[0].id!r} and what shares its batch); lower evaluation.batch_size"
+                f"{batch[0].id!r} and what shares its batch); lower evaluation.batch_size and evaluation.batch_tokens"
             ) from None
 
 

@@ -20,8 +20,9 @@ from distributed_ft.model.load import load_tokenizer
 class Prompts:
     """Of one base. `num_virtual`: tokens that the adapter in use puts before every prompt."""
 
-    def __init__(self, base: Path, batch_size: int) -> None:
-        """Raises ConfigError when the tokenizer cannot be read."""
+    def __init__(self, base: Path, batch_size: int, batch_tokens: int) -> None:
+        """`batch_size` rows are computed together, more while they have at most `batch_tokens` tokens, padding and
+        answers among them. Raises ConfigError when the tokenizer cannot be read."""
         self.tokenizer: PreTrainedTokenizerFast = load_tokenizer(str(base))
         self._config: PreTrainedConfig = AutoConfig.from_pretrained(base)
         # most tokens that prompt and answer may have together; None where the architecture sets no bound
@@ -29,7 +30,7 @@ class Prompts:
         # whether every layer remembers all tokens (no sliding windows, no states)
         self.sees_all = all(type(layer) is DynamicLayer for layer in DynamicCache(config=self._config).layers)
         self.stop = frozenset(_stop_tokens(self.tokenizer, _generation_config(base, self._config)))
-        self.batch_size = batch_size
+        self.batch_size, self.batch_tokens = batch_size, batch_tokens
         self.num_virtual = 0
         self._prompts: dict[tuple[tuple[Message, ...], str], list[int]] = {}  # every model is asked the same
         self._pairs: dict[Choose, list[Continuation]] = {}
@@ -107,18 +108,27 @@ class Prompts:
         # of one kind, the longest first: what does not fit in memory shows at once, and no long one is left for the
         # end, when others have nothing to do. A request of several rows counts as so many
         order = sorted(range(len(requests)), key=lambda i: (type(requests[i]).__name__, -lengths[i], i))
-        # virtual tokens would be pushed out of a sliding window by the padding behind them
-        size = 1 if self.num_virtual and not self.sees_all else self.batch_size
         found: list[list[int]] = []
-        full = 0
+        rows = longest = 0  # of the batch that is being filled
         for i in order:
-            rows = _rows(requests[i])
-            if not found or full + rows > size or type(requests[i]) is not type(requests[found[-1][0]]):
+            new, tokens = _rows(requests[i]), self._row_tokens(requests[i], lengths[i])
+            other = not found or type(requests[i]) is not type(requests[found[-1][0]])
+            if other or self.is_full(rows + new, max(longest, tokens)):
                 found.append([])
-                full = 0
+                rows = longest = 0
             found[-1].append(i)
-            full += rows
+            rows, longest = rows + new, max(longest, tokens)
         return found
+
+    def is_full(self, rows: int, longest: int) -> bool:
+        """Whether so many rows of so many tokens are too many for a batch."""
+        # virtual tokens would be pushed out of a sliding window by the padding behind them
+        if self.num_virtual and not self.sees_all:
+            return rows > 1
+        return rows > self.batch_size and rows * longest > self.batch_tokens
+
+    def _row_tokens(self, request: Request, length: int) -> int:
+        return length + self.limit(request) if isinstance(request, Generate) else length
 
     def _length(self, request: Request) -> int:
         """Tokens to read before anything is answered. Raises EvaluationError when there is no room for an answer."""

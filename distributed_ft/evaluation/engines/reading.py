@@ -82,13 +82,13 @@ def _rows(pairs: Sequence[Continuation], packs: bool) -> Iterator[_Row]:
 
 
 def _chunks(weights: Weights, prompts: Prompts, rows: Sequence[_Row]) -> Iterator[list[_Row]]:
-    """At most `batch_size` rows, and as many as the mask and the logits have room for."""
+    """As many rows as make a batch, and as the mask and the logits have room for."""
     vocabulary = weights.model.config.get_text_config().vocab_size
     chunk: list[_Row] = []
     for row in rows:
         tail, width = (max(f(r) for r in [*chunk, row]) for f in (lambda r: r.tail, lambda r: len(r.prompt)))
         entries = max((tail + width) ** 2, (tail + 1) * vocabulary) * (len(chunk) + 1)
-        if chunk and (len(chunk) == prompts.batch_size or entries > _MOST):
+        if chunk and (prompts.is_full(len(chunk) + 1, width + tail) or entries > _MOST):
             yield chunk
             chunk = []
         chunk.append(row)
