@@ -331,10 +331,14 @@ def publish_result(run: RunDirectory, result: TaskResult, samples: Sequence[Samp
     was kept of its answers on the way (`RunDirectory.answers`) is not needed any more."""
     directory = run.results(result.model, result.task)
     (directory / "result.json").unlink(missing_ok=True)
-    lines = [json.dumps(sample.model_dump(), ensure_ascii=False, allow_nan=False) + "\n" for sample in samples]
+    lines = [json.dumps(_as_line(sample), ensure_ascii=False, allow_nan=False) + "\n" for sample in samples]
     write_atomic(directory / "samples.jsonl", "".join(lines))
     write_json(directory / "result.json", result.model_dump(by_alias=True))
     run.answers(result.model, result.task).unlink(missing_ok=True)
+
+
+def _as_line(sample: Sample) -> dict[str, Any]:
+    return {name: value for name, value in sample.model_dump().items() if value is not None or name == "group"}
 
 
 # --- publishing a checkpoint ---------------------------------------------------------------------------------------

@@ -28,6 +28,15 @@ class Manifest(Record):
     files: dict[str, FileEntry]  # path relative to the checkpoint -> entry
 
 
+class Choice(Record):
+    """One choice of an item that was scored by log-likelihood."""
+
+    text: str
+    nats: float  # its log-likelihood, natural logarithm
+    tokens: int
+    greedy: bool = False  # each of its tokens was the likeliest
+
+
 class Sample(Record):
     """One line of `evaluation/<model>/<task>/samples.jsonl`."""
 
@@ -40,6 +49,11 @@ class Sample(Record):
     response: str
     score: FiniteFloat  # of the task's metric, in [0, 1]
     scores: dict[str, FiniteFloat] = {}  # further metrics of this item, e.g. field_accuracy, valid_json
+    # left out where there is nothing to say
+    answer: str | None = None  # what the response was taken to say: a label, a number
+    draws: list[str] | None = None  # every response, where several were drawn
+    choices: list[Choice] | None = None
+    judgement: str | None = None  # what a judge wrote
 
 
 class TaskResult(Record):
@@ -56,6 +70,9 @@ class TaskResult(Record):
     clusters: int | None = None  # how many the items are of; None: each stands alone
     scores: dict[str, FiniteFloat] = {}  # means of the further metrics
     scores_stderr: dict[str, FiniteFloat] = {}
+    totals: dict[
+        str, FiniteFloat
+    ] = {}  # figures of all answers together, in any unit: macro-F1, perplexity, corpus BLEU
     groups: dict[str, FiniteFloat] = {}  # mean score by group (skill)
     groups_stderr: dict[str, FiniteFloat] = {}
     chance: float = 0.0  # expected score of a guess

@@ -22,7 +22,7 @@ from distributed_ft.evaluation.few_shot import FewShot, choose, fitted, rows_to_
 from distributed_ft.evaluation.scalars import log
 from distributed_ft.evaluation.scoring import Model, Scored, score, stored, task_digest
 from distributed_ft.evaluation.summary import BASE, FEW_SHOT, Scores, Summary, as_json, summarise, table
-from distributed_ft.evaluation.task import CutOff, Task, reference
+from distributed_ft.evaluation.task import CutOff, Generate, Task, reference
 from distributed_ft.evaluation.tasks import build_tasks
 from distributed_ft.records import Drift
 
@@ -133,8 +133,11 @@ def _cut_off(tasks: Sequence[Task], engine: TransformersEngine) -> dict[str, Cut
     """Tasks in which even a perfect answer would be cut off, and scored 0."""
     found = {}
     for task in tasks:
+        first = task.request(task.examples()[0])
+        if not isinstance(first, Generate):
+            continue
         needed = [engine.answer_tokens(reference(example)) for example in task.examples()]
-        limit = task.request(task.examples()[0]).max_new_tokens
+        limit = first.max_new_tokens
         over = sum(tokens > limit for tokens in needed)
         if over:
             found[task.name] = CutOff(over, len(needed), max(needed), limit)
@@ -153,7 +156,7 @@ def _few_shot(config: RunConfig, tasks: Sequence[Task], engine: TransformersEngi
     for task in trained_for:
         examples = choose(train, k, config.seed, task.examples())
         requests = [task.request(example) for example in task.examples()]
-        chosen[task.name] = fitted(requests, examples, k, engine.context, lambda m: len(engine.prompt(m)))
+        chosen[task.name] = fitted(requests, examples, k, engine.context, engine.tokens)
         if chosen[task.name].reason:
             used = len(chosen[task.name].examples)
             print(f"{task.name}: {used} examples instead of {k}: {chosen[task.name].reason}", file=sys.stderr)

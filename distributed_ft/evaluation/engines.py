@@ -1,11 +1,12 @@
 """What turns requests into answers: the base model in this process, with one checkpoint's weights at a time.
 
-Decoding is greedy and batched. Batches are cut from the requests sorted by prompt length, so which requests share a
+Decoding is batched. Batches are cut from the requests sorted by prompt length, so which requests share a
 batch depends on the requests alone. The same code runs on a CPU and on CUDA.
 """
 
 import hashlib
 import inspect
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
@@ -27,9 +28,10 @@ from transformers.cache_utils import DynamicLayer
 from distributed_ft.artifacts import sha256_of
 from distributed_ft.config.schema import RunConfig
 from distributed_ft.data.chat import render, render_prompt
-from distributed_ft.data.examples import Message
+from distributed_ft.data.examples import TEXT, Message
 from distributed_ft.errors import CheckpointError, EvaluationError, brief, some
-from distributed_ft.evaluation.task import Generate
+from distributed_ft.evaluation.likelihood import Continuation, continuation, windows
+from distributed_ft.evaluation.task import Choose, Generate, Read, Request, Response
 from distributed_ft.model.adapters import num_virtual_tokens, put_on, take_off
 from distributed_ft.model.load import DTYPES, MODEL_FILES, base_directory, load_tokenizer
 from distributed_ft.model.methods import bottleneck
@@ -43,16 +45,16 @@ class Engine(Protocol):
         """Answer as the checkpoint whose `model/` directory this is, or as the base for None."""
         ...
 
-    def batches(self, requests: Sequence[Generate]) -> list[list[int]]:
-        """Which requests are answered together, by their places: each batch may be given to `generate` alone, with the
+    def batches(self, requests: Sequence[Request]) -> list[list[int]]:
+        """Which requests are answered together, by their places: each batch may be given to `answer` alone, with the
         same answers.
 
         Raises EvaluationError for a prompt that leaves no room for an answer.
         """
         ...
 
-    def generate(self, requests: Sequence[Generate]) -> list[str]:
-        """The answers, in the order of the requests; their text up to the end of the turn, special tokens left out.
+    def answer(self, requests: Sequence[Request]) -> list[Response]:
+        """The answers, in the order of the requests; texts up to the end of the turn, special tokens left out.
 
         Raises EvaluationError as `batches` does, and for logits that are not finite.
         """
@@ -179,41 +181,85 @@ class TransformersEngine:
         }
 
     def prompt(self, messages: tuple[Message, ...], tools: str = "") -> list[int]:
-        """Token ids of the messages with the assistant's turn opened."""
+        """Token ids of the messages with the assistant's turn opened; of a plain text, as the tokenizer writes it."""
         key = (messages, tools)
         if key not in self._prompts:
-            self._prompts[key] = render_prompt(self.tokenizer, messages, tools)
+            plain = messages[0].role == TEXT
+            text = self.tokenizer.encode(messages[0].content) if plain else None
+            self._prompts[key] = render_prompt(self.tokenizer, messages, tools) if text is None else text
         return self._prompts[key]
 
     def answer_tokens(self, answer: str) -> int:
         """How many tokens a model has to write for this answer, the end of the turn aside."""
         return len(self.tokenizer.encode(answer, add_special_tokens=False))
 
-    def batches(self, requests: Sequence[Generate]) -> list[list[int]]:
+    def tokens(self, request: Request) -> int:
+        """Of its prompt and the longest answer to it."""
+        if isinstance(request, Read):
+            return self._length(request)
+        behind = request.max_new_tokens if isinstance(request, Generate) else self._longest(request)
+        return len(self.prompt(request.messages, request.tools)) + behind
+
+    def batches(self, requests: Sequence[Request]) -> list[list[int]]:
         """See `Engine`."""
-        prompts = [self.prompt(request.messages, request.tools) for request in requests]
-        for request, prompt in zip(requests, prompts, strict=True):
-            if self._room is not None and len(prompt) >= self._room:
-                raise EvaluationError(
-                    f"item {request.id!r}: its prompt has {len(prompt)} tokens, the model takes {self._room} with "
-                    "the answer; shorten it, or lower evaluation.few_shot"
-                )
-        order = sorted(range(len(requests)), key=lambda i: (len(prompts[i]), i))
+        lengths = [self._length(request) for request in requests]
+        # of one kind, the shortest first; a request of several rows counts as so many
+        order = sorted(range(len(requests)), key=lambda i: (type(requests[i]).__name__, lengths[i], i))
         # virtual tokens would be pushed out of a sliding window by the padding behind them
         size = 1 if self._num_virtual and not self._sees_all else self._batch_size
-        return [order[start : start + size] for start in range(0, len(order), size)]
+        found: list[list[int]] = []
+        full = 0
+        for i in order:
+            rows = _rows(requests[i])
+            if not found or full + rows > size or type(requests[i]) is not type(requests[found[-1][0]]):
+                found.append([])
+                full = 0
+            found[-1].append(i)
+            full += rows
+        return found
+
+    def _length(self, request: Request) -> int:
+        """Tokens to read before anything is answered. Raises EvaluationError when there is no room for an answer."""
+        if isinstance(request, Read):
+            return len(self.tokenizer.encode(request.text, add_special_tokens=False))
+        prompt = len(self.prompt(request.messages, request.tools))
+        behind = self._longest(request) if isinstance(request, Choose) else 1
+        if self._room is not None and prompt + behind > self._room:
+            raise EvaluationError(
+                f"item {request.id!r}: its prompt has {prompt} tokens, the model takes {self._room} with "
+                "the answer; shorten it, or lower evaluation.few_shot"
+            )
+        return prompt
+
+    def answer(self, requests: Sequence[Request]) -> list[Response]:
+        """See `Engine`."""
+        found: dict[int, Response] = {}
+        for batch in self.batches(requests):
+            asked = [requests[i] for i in batch]
+            generations = [request for request in asked if isinstance(request, Generate)]
+            answers = self._texts(generations) if generations else self._likelihoods(asked)
+            found |= zip(batch, answers, strict=True)
+        return [found[i] for i in range(len(requests))]
 
     def generate(self, requests: Sequence[Generate]) -> list[str]:
-        """See `Engine`."""
-        answers = [""] * len(requests)
-        prompts = [self.prompt(request.messages, request.tools) for request in requests]
-        for batch in self.batches(requests):
-            limits = [self._limit(requests[i], len(prompts[i])) for i in batch]
-            tokens = self._greedy([prompts[i] for i in batch], limits, [requests[i].id for i in batch])
-            for i, answer in zip(batch, tokens, strict=True):
-                text = self.tokenizer.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-                answers[i] = cast(str, text)
-        return answers
+        """The first text of each answer."""
+        return [response.text for response in self.answer(requests)]
+
+    # --- text ------------------------------------------------------------------------------------------------------
+
+    def _texts(self, requests: Sequence[Generate]) -> list[Response]:
+        """Of one batch."""
+        rows = [(request, draw) for request in requests for draw in range(request.draws)]
+        prompts = [self.prompt(request.messages, request.tools) for request, _ in rows]
+        limits = [self._limit(request, len(p)) for (request, _), p in zip(rows, prompts, strict=True)]
+        noise = [_generator(request, draw) for request, draw in rows]
+        temperatures = [request.temperature for request, _ in rows]
+        decoded = [
+            self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            for tokens in self._decoded(prompts, limits, [request.id for request, _ in rows], temperatures, noise)
+        ]
+        texts = iter(_before(cast(str, t), request.stop) for t, (request, _) in zip(decoded, rows, strict=True))
+        return [Response(texts=tuple(next(texts) for _ in range(request.draws))) for request in requests]
 
     @torch.inference_mode()
     def log_probabilities(self, tokens: Sequence[int]) -> Tensor:
@@ -246,8 +292,16 @@ class TransformersEngine:
         return min(request.max_new_tokens, room)
 
     @torch.inference_mode()
-    def _greedy(self, prompts: list[list[int]], limits: list[int], ids: list[str]) -> list[list[int]]:
-        """The most likely next token, again and again, up to a stop token (left out) or the row's limit."""
+    def _decoded(
+        self,
+        prompts: list[list[int]],
+        limits: list[int],
+        ids: list[str],
+        temperatures: list[float],
+        noise: Sequence[torch.Generator | None],
+    ) -> list[list[int]]:
+        """The most likely next token (or one drawn, where there is noise), again and again, up to a stop token (left
+        out) or the row's limit."""
         model, device = self._loaded, self.device
         cache = self._virtual_tokens()
         shared = self._read_shared_prefix(cache, prompts)
@@ -271,7 +325,7 @@ class TransformersEngine:
             if "position_ids" in accepted:
                 inputs["position_ids"] = positions
             logits = model(input_ids=tokens, attention_mask=mask if padded else None, **inputs).logits[:, -1].float()
-            tokens = logits.argmax(-1, keepdim=True)
+            tokens = _drawn(logits, temperatures, noise).argmax(-1, keepdim=True)
             finite = logits.gather(-1, tokens).isfinite().squeeze(-1)  # NaN and +inf are an argmax of their row
             if not (finite | done).all():
                 bad = int((~finite & ~done).nonzero()[0])
@@ -286,6 +340,66 @@ class TransformersEngine:
         rows = torch.stack(columns, dim=-1).tolist()
         stop = set(self._stop.tolist())
         return [_until(row[:limit], stop) for row, limit in zip(rows, limits, strict=True)]
+
+    # --- likelihood ------------------------------------------------------------------------------------------------
+
+    def _continuations(self, request: Choose | Read) -> list[Continuation]:
+        if isinstance(request, Read):
+            start = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else min(self._stop.tolist())
+            ids = self.tokenizer.encode(request.text, add_special_tokens=False)
+            return windows(ids, start, self._room or max(1, len(ids)))
+        prompt = self.prompt(request.messages, request.tools)
+        text = request.messages[0].content if request.messages[0].role == TEXT else None
+        try:
+            return [continuation(self.tokenizer, prompt, text, choice) for choice in request.choices]
+        except ValueError as error:
+            raise EvaluationError(f"item {request.id!r}: {error}") from None
+
+    def _longest(self, request: Choose) -> int:
+        return max(len(pair.answer) for pair in self._continuations(request))
+
+    def _likelihoods(self, requests: Sequence[Request]) -> list[Response]:
+        """Of one batch."""
+        answers = []
+        for request in requests:
+            assert not isinstance(request, Generate)
+            pairs = self._continuations(request)
+            starts = range(0, len(pairs), self._batch_size)
+            found = [answer for i in starts for answer in self._read(pairs[i : i + self._batch_size])]
+            if not all(math.isfinite(nats) for nats, _ in found):
+                raise EvaluationError(f"item {request.id!r}: logits are not finite")
+            nats, tokens = tuple(n for n, _ in found), tuple(len(pair.answer) for pair in pairs)
+            greedy = tuple(greedy for _, greedy in found)
+            if isinstance(request, Read):
+                nats, tokens, greedy = (math.fsum(nats),), (sum(tokens),), (all(greedy),)
+            answers.append(Response(nats=nats, tokens=tokens, greedy=greedy))
+        return answers
+
+    @torch.inference_mode()
+    def _read(self, pairs: Sequence[Continuation]) -> list[tuple[float, bool]]:
+        """Log-likelihood in nats of each answer behind its prompt, and whether each of its tokens is the likeliest."""
+        cache = self._virtual_tokens()
+        if self._num_virtual:
+            cache.batch_repeat_interleave(len(pairs))
+        rows = [pair.prompt + pair.answer[:-1] for pair in pairs]  # nothing follows the last token
+        room = max(map(len, rows))
+        tokens = torch.tensor([[0] * (room - len(r)) + r for r in rows], device=self.device)
+        shown = [[1] * self._num_virtual + [0] * (room - len(r)) + [1] * len(r) for r in rows]
+        mask = torch.tensor(shown, device=self.device)
+        inputs: dict[str, Any] = {"past_key_values": cache, "use_cache": True} if self._num_virtual else {}
+        accepted = inspect.signature(self._loaded.forward).parameters
+        if "position_ids" in accepted:
+            inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, self._num_virtual :]
+        if "logits_to_keep" in accepted:
+            inputs["logits_to_keep"] = max(len(pair.answer) for pair in pairs)
+        logits = self._loaded(input_ids=tokens, attention_mask=mask, **inputs).logits
+        found = []
+        for row, pair in zip(logits, pairs, strict=True):
+            of_answer = row[-len(pair.answer) :].float().log_softmax(-1)
+            target = torch.tensor(pair.answer, device=self.device)
+            nats = of_answer.gather(-1, target[:, None]).sum(dtype=torch.float64)
+            found.append((float(nats), bool((of_answer.argmax(-1) == target).all())))
+        return found
 
     def _virtual_tokens(self) -> DynamicCache:
         """A cache of one row, with the adapter's virtual tokens in it if it has any."""
@@ -338,6 +452,41 @@ def base_digest(directory: Path) -> str:
     files = sorted({path for pattern in MODEL_FILES for path in directory.glob(pattern) if path.is_file()})
     entries = [f"{path.name} {sha256_of(path)}\n" for path in files]
     return hashlib.sha256("".join(entries).encode()).hexdigest()
+
+
+def _rows(request: Request) -> int:
+    """How many rows of a batch it takes."""
+    return (
+        request.draws if isinstance(request, Generate) else len(request.choices) if isinstance(request, Choose) else 1
+    )
+
+
+def _generator(request: Generate, draw: int) -> torch.Generator | None:
+    """The noise of one draw, whatever shares its batch; None: greedy."""
+    if not request.temperature:
+        return None
+    seed = hashlib.sha256(f"{request.seed} {draw} {request.id}".encode()).digest()[:8]
+    return torch.Generator().manual_seed(int.from_bytes(seed))
+
+
+def _drawn(logits: Tensor, temperatures: list[float], noise: Sequence[torch.Generator | None]) -> Tensor:
+    """Scores whose argmax is a draw from the softmax of logits / temperature (Gumbel 1954); greedy rows as they are."""
+    if not any(noise):
+        return logits
+    rows = []
+    for row, temperature, generator in zip(logits, temperatures, noise, strict=True):
+        if generator is None:
+            rows.append(row)
+        else:
+            exponential = torch.empty(row.shape, dtype=torch.float64).exponential_(generator=generator)
+            rows.append((row.double() / temperature - exponential.log().to(row.device)).float())
+    return torch.stack(rows)
+
+
+def _before(text: str, stop: Sequence[str]) -> str:
+    """Up to the first of the stop strings."""
+    ends = [place for place in (text.find(s) for s in stop) if place >= 0]
+    return text[: min(ends)] if ends else text
 
 
 def _until(tokens: list[int], stop: set[int]) -> list[int]:

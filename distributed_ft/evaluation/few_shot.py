@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from distributed_ft.config.schema import DataConfig, Source
 from distributed_ft.data.examples import TEXT, Example, Message
 from distributed_ft.data.reading import Reading, read
-from distributed_ft.evaluation.task import Generate, question
+from distributed_ft.evaluation.task import Read, Request, question
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,11 @@ def choose(train: Sequence[Example], k: int, seed: int, held_out: Sequence[Examp
     return tuple([*varied, *others][:k])
 
 
-def with_examples(request: Generate, examples: Sequence[Example]) -> Generate:
-    """The request with the examples' turns before it. It keeps its own system message; theirs are left out."""
+def with_examples(request: Request, examples: Sequence[Example]) -> Request:
+    """The request with the examples' turns before it. It keeps its own system message; theirs are left out. What is
+    asked as plain text has no turns, and stays as it is."""
+    if isinstance(request, Read) or request.messages[0].role == TEXT:
+        return request
     own = request.messages
     first = next(i for i, message in enumerate(own) if message.role != "system")
     shown = [message for example in examples for message in example.messages if message.role != "system"]
@@ -63,22 +66,22 @@ def with_examples(request: Generate, examples: Sequence[Example]) -> Generate:
 
 
 def fitted(
-    requests: Sequence[Generate],
+    requests: Sequence[Request],
     examples: Sequence[Example],
     requested: int,
     context: int | None,
-    length: Callable[[tuple[Message, ...]], int],
+    length: Callable[[Request], int],
 ) -> FewShot:
     """The first so many examples with which every request and its longest answer fit into the model's context.
 
     Args:
         requests: of all items.
         context: tokens the model takes, or None for no bound.
-        length: tokens of a prompt.
+        length: tokens of a prompt and the longest answer to it.
     """
     for count in range(len(examples), -1, -1):
         shown = tuple(examples[:count])
-        longest = max(length(with_examples(r, shown).messages) + r.max_new_tokens for r in requests)
+        longest = max(length(with_examples(r, shown)) for r in requests)
         if context is None or longest <= context or count == 0:
             break
     if count < len(examples):

@@ -5,9 +5,10 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -25,8 +26,8 @@ from distributed_ft.evaluation.clusters import clusters_of
 from distributed_ft.evaluation.engines import Engine
 from distributed_ft.evaluation.few_shot import with_examples
 from distributed_ft.evaluation.stats import mean
-from distributed_ft.evaluation.task import Generate, Task, reference
-from distributed_ft.records import Sample, TaskResult
+from distributed_ft.evaluation.task import Choose, Generate, Read, Request, Response, Score, Task, reference
+from distributed_ft.records import Choice, Sample, TaskResult
 
 
 @dataclass(frozen=True)
@@ -75,15 +76,17 @@ def score(
     examples = task.examples()
     requests = [with_examples(task.request(example), shots) for example in examples]
     responses, seconds = _answers(run, engine, model, task, digest, requests)
-    samples = tuple(_sample(task, *item) for item in zip(examples, requests, responses, strict=True))
-    result = _result(model, task, digest, samples, seconds)
+    scores = [task.score(example, response) for example, response in zip(examples, responses, strict=True)]
+    samples = tuple(_sample(*item) for item in zip(examples, requests, responses, scores, strict=True))
+    totals = task.totals(list(zip(examples, responses, scores, strict=True)))
+    result = _result(model, task, digest, samples, totals, seconds)
     publish_result(run, result, samples)
     return Scored(result, samples, False)
 
 
 def _answers(
-    run: RunDirectory, engine: Engine, model: Model, task: Task, digest: str, requests: Sequence[Generate]
-) -> tuple[list[str], float]:
+    run: RunDirectory, engine: Engine, model: Model, task: Task, digest: str, requests: Sequence[Request]
+) -> tuple[list[Response], float]:
     """The response to each request, and the seconds that they took; each batch is kept when it is done.
 
     A line belongs to one model and one question, which covers the rows and their order and what shares a batch, so
@@ -92,7 +95,7 @@ def _answers(
     kept = run.answers(model.name, task.name)
     key = {"model_digest": model.digest, "task_digest": digest}
     done = [line for line in read_json_lines(kept) if {k: line.get(k) for k in key} == key]
-    known = {int(place): answer for line in done for place, answer in line["answers"].items()}
+    known = {int(place): _response(answer) for line in done for place, answer in line["answers"].items()}
     if kept.exists():  # without half a line, or answers of another model
         write_atomic(kept, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in done))
     seconds = sum(line["seconds"] for line in done)
@@ -100,33 +103,61 @@ def _answers(
         if all(place in known for place in batch):
             continue
         started = time.perf_counter()
-        found = dict(zip(batch, engine.generate([requests[place] for place in batch]), strict=True))
+        found = dict(zip(batch, engine.answer([requests[place] for place in batch]), strict=True))
         took = time.perf_counter() - started
-        append_json_line(kept, {**key, "answers": found, "seconds": round(took, 3)})
+        answers = {place: asdict(response) for place, response in found.items()}
+        append_json_line(kept, {**key, "answers": answers, "seconds": round(took, 3)})
         known |= found
         seconds += took
     return [known[place] for place in range(len(requests))], seconds
 
 
-def _sample(task: Task, example: Example, request: Generate, response: str) -> Sample:
-    scored = task.score(example, response)
-    for name, value in {task.metric: scored.value, **scored.further}.items():
+def _response(stored: Mapping[str, Any]) -> Response:
+    """What `asdict` made of one, and JSON of its tuples."""
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in stored.items()}
+    return Response(**values)
+
+
+def _sample(example: Example, request: Request, response: Response, scored: Score) -> Sample:
+    for name, value in {"score": scored.value, **scored.further}.items():
         if not isfinite(value):
             raise EvaluationError(f"item {example.id!r}: its {name} is {value}, which is no score; correct the task")
+    messages = () if isinstance(request, Read) else request.messages
     return Sample(
         id=example.id,
         doc_hash=example.digest,
         group=example.group,
         cluster=example.cluster,
-        request=[{"role": m.role, "content": m.content} for m in request.messages],
+        request=[{"role": m.role, "content": m.content} for m in messages],
         reference=reference(example),
-        response=response,
+        response=_said(request, response),
         score=scored.value,
         scores=dict(scored.further),
+        answer=scored.answer,
+        draws=list(response.texts) if len(response.texts) > 1 else None,
+        choices=_choices(request, response),
+        judgement=response.judgement,
     )
 
 
-def _result(model: Model, task: Task, digest: str, samples: Sequence[Sample], seconds: float) -> TaskResult:
+def _said(request: Request, response: Response) -> str:
+    """The text; of choices, the likeliest."""
+    if isinstance(request, Choose):
+        return request.choices[max(range(len(response.nats)), key=response.nats.__getitem__)]
+    return response.text
+
+
+def _choices(request: Request, response: Response) -> list[Choice] | None:
+    if isinstance(request, Generate):
+        return None
+    texts = request.choices if isinstance(request, Choose) else ("",)
+    each = zip(texts, response.nats, response.tokens, response.greedy, strict=True)
+    return [Choice(text=text, nats=nats, tokens=tokens, greedy=greedy) for text, nats, tokens, greedy in each]
+
+
+def _result(
+    model: Model, task: Task, digest: str, samples: Sequence[Sample], totals: Mapping[str, float], seconds: float
+) -> TaskResult:
     by_group: dict[str, list[Sample]] = defaultdict(list)
     for sample in samples:
         if sample.group is not None:
@@ -147,6 +178,7 @@ def _result(model: Model, task: Task, digest: str, samples: Sequence[Sample], se
         clusters=None if clusters is None else overall.units,
         scores={name: found.value for name, found in further.items()},
         scores_stderr={name: found.stderr for name, found in further.items()},
+        totals=dict(totals),
         groups={name: found.value for name, found in groups.items()},
         groups_stderr={name: found.stderr for name, found in groups.items()},
         chance=task.chance,

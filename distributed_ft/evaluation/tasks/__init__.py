@@ -12,6 +12,7 @@ from distributed_ft.evaluation.clusters import rows_of
 from distributed_ft.evaluation.task import Kind, Task
 from distributed_ft.evaluation.tasks.exact_match import ExactMatch
 from distributed_ft.evaluation.tasks.json_fields import json_fields
+from distributed_ft.evaluation.tasks.rule import Rule, RuledTask
 
 SHIPPED_GENERAL = Path(__file__).parents[2] / "assets" / "general" / "test.jsonl"
 SHIPPED_NAME = "general"
@@ -19,7 +20,11 @@ SHIPPED_NAME = "general"
 
 def build_task(config: TaskConfig, kind: Kind = "task") -> Task:
     """The task, its rows read and checked. Raises ConfigError or DataError, naming file, line or key."""
-    rows = rows_of(config)
+    rule = _rule(config)
+    return RuledTask(config.name, rows_of(config), rule, kind)
+
+
+def _rule(config: TaskConfig) -> Rule:
     match config.metric:
         case "exact_match":
             if config.json_schema is not None:
@@ -27,9 +32,9 @@ def build_task(config: TaskConfig, kind: Kind = "task") -> Task:
                     f"evaluation.tasks[{config.name}].schema: {config.json_schema}: metric exact_match has no use for "
                     "a schema; set metric: json_fields, or remove it"
                 )
-            return ExactMatch(config.name, rows, config.max_new_tokens, kind)
+            return ExactMatch(config.max_new_tokens)
         case "json_fields":
-            return json_fields(config.name, rows, config.max_new_tokens, config.json_schema, kind)
+            return json_fields(config.name, config.max_new_tokens, config.json_schema)
         case unknown:
             assert_never(unknown)
 
@@ -41,7 +46,7 @@ def general_task(entry: str) -> Task:
     rows = tuple(read_examples(path))
     # No tokenizer writes more tokens than bytes: every right answer fits, and the end-of-turn token behind it.
     longest = max((len(row.messages[-1].content.encode()) for row in rows), default=0)
-    return ExactMatch(name, rows, longest + 1, "general")
+    return RuledTask(name, rows, ExactMatch(longest + 1), "general")
 
 
 def build_tasks(config: EvaluationConfig) -> tuple[Task, ...]:

@@ -1,7 +1,7 @@
 """A generated JSON object against a reference object: equal or not, field by field, valid or not."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,12 @@ from referencing.exceptions import Unresolvable
 
 from distributed_ft.data.examples import Example
 from distributed_ft.errors import ConfigError, DataError
-from distributed_ft.evaluation.task import Generate, Kind, Score, question, reference
-from distributed_ft.evaluation.tasks.exact_match import rows_digest
+from distributed_ft.evaluation.task import Response, Score, reference
+from distributed_ft.evaluation.tasks.rule import FreeText
 
 
 @dataclass(frozen=True)
-class JsonFields:
+class JsonFields(FreeText):
     """1 if the answer is JSON and equals the reference object (order of keys aside), else 0.
 
     Further metrics of every answer: `valid_json` (it parses, as it stands, to an object), `field_accuracy` (share of
@@ -27,29 +27,30 @@ class JsonFields:
     is a schema. Values are compared as JSON: 1 equals 1.0, and neither equals true.
     """
 
-    name: str
-    rows: tuple[Example, ...]
-    max_new_tokens: int
     validator: Validator | None = None
-    kind: Kind = "task"
     metric: str = "json_fields"
-    chance: float = 0.0
     version: int = 1
 
     @property
-    def digest(self) -> str:
+    def settings(self) -> Mapping[str, object]:
         schema = None if self.validator is None else self.validator.schema
-        return rows_digest(self.rows, [self.metric, self.version, self.max_new_tokens, schema])
+        return {"max_new_tokens": self.max_new_tokens, "schema": schema}
 
-    def examples(self) -> Sequence[Example]:
-        return self.rows
+    def check(self, rows: Sequence[Example]) -> None:
+        """Raises DataError for a reference that is no JSON object, or breaks the schema."""
+        for row in rows:
+            where = f"{row.path}:{row.line}: the answer of row {row.id!r}"
+            expected = _parse(reference(row))
+            if not expected:
+                raise DataError(
+                    f"{where} is no JSON object with fields, {reference(row)[:80]!r}; json_fields needs one"
+                )
+            if self.validator is not None and not _fits(self.validator, expected):
+                raise DataError(f"{where} does not satisfy the task's schema; correct the answer or the schema")
 
-    def request(self, example: Example) -> Generate:
-        return Generate(example.id, question(example), self.max_new_tokens, example.tools)
-
-    def score(self, example: Example, response: str) -> Score:
+    def score(self, example: Example, response: Response) -> Score:
         expected = _parse(reference(example))
-        answer = _parse(response)
+        answer = _parse(response.text)
         assert expected is not None  # checked when the task was made
         further = {"field_accuracy": _field_accuracy(expected, answer), "valid_json": float(answer is not None)}
         if self.validator is not None:
@@ -57,22 +58,9 @@ class JsonFields:
         return Score(float(answer is not None and equal(answer, expected)), further)
 
 
-def json_fields(
-    name: str, rows: tuple[Example, ...], max_new_tokens: int, schema: str | None, kind: Kind = "task"
-) -> JsonFields:
-    """The task, with every reference checked; `schema` is the path of a JSON Schema file.
-
-    Raises ConfigError for a schema that is none, DataError for a reference that is no JSON object or breaks the schema.
-    """
-    validator = None if schema is None else _validator(name, schema)
-    for row in rows:
-        where = f"{row.path}:{row.line}: task {name!r}: the answer of row {row.id!r}"
-        expected = _parse(reference(row))
-        if not expected:
-            raise DataError(f"{where} is no JSON object with fields, {reference(row)[:80]!r}; json_fields needs one")
-        if validator is not None and not _fits(validator, expected):
-            raise DataError(f"{where} does not satisfy {schema}; correct the answer or the schema")
-    return JsonFields(name, rows, max_new_tokens, validator, kind)
+def json_fields(task: str, max_new_tokens: int, schema: str | None) -> JsonFields:
+    """The rule of a task; `schema` is the path of a JSON Schema file. Raises ConfigError for a schema that is none."""
+    return JsonFields(max_new_tokens, None if schema is None else _validator(task, schema))
 
 
 def _fits(validator: Validator, value: Any) -> bool:

@@ -9,7 +9,7 @@ from distributed_ft.config.schema import DataConfig
 from distributed_ft.data.examples import Example, Message
 from distributed_ft.data.reading import read_examples
 from distributed_ft.evaluation.few_shot import choose, fitted, rows_to_show, source_of_examples, with_examples
-from distributed_ft.evaluation.task import Generate
+from distributed_ft.evaluation.task import Generate, Request
 
 
 def example(number: int, group: str | None = None, system: str | None = None) -> Example:
@@ -57,14 +57,16 @@ def test_equal_rows_are_shown_once() -> None:
 def test_examples_stand_between_the_system_message_and_the_request() -> None:
     request = Generate("item", (Message("system", "Answer."), Message("user", "q")), 8)
     shown = with_examples(request, [example(1, system="Other."), example(2)])
+    assert isinstance(shown, Generate)
     assert [m.role for m in shown.messages] == ["system", "user", "assistant", "user", "assistant", "user"]
     assert shown.messages[0].content == "Answer."
     assert shown.messages[-1].content == "q"
     assert (shown.id, shown.max_new_tokens) == ("item", 8)
 
 
-def words(messages: tuple[Message, ...]) -> int:
-    return sum(len(m.content.split()) for m in messages)
+def words(request: Request) -> int:
+    assert isinstance(request, Generate)
+    return sum(len(m.content.split()) for m in request.messages) + request.max_new_tokens
 
 
 @pytest.mark.parametrize(("context", "used"), [(None, 4), (100, 4), (26, 4), (25, 3), (14, 1), (13, 0), (5, 0)])

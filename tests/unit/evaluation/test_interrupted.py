@@ -16,7 +16,7 @@ import pytest
 from distributed_ft.artifacts import RunDirectory, publish, staging
 from distributed_ft.evaluation.driver import evaluate
 from distributed_ft.evaluation.engines import TransformersEngine
-from distributed_ft.evaluation.task import Generate
+from distributed_ft.evaluation.task import Request, Response
 
 MakeRun = Callable[..., RunDirectory]
 
@@ -43,15 +43,15 @@ def undisturbed(run: RunDirectory) -> dict[str, Any]:
 
 def count(monkeypatch: pytest.MonkeyPatch, asked: list[str], most: int) -> None:
     """Note which items are asked; after so many, an end comes."""
-    generate = TransformersEngine.generate
+    answer = TransformersEngine.answer
 
-    def counting(engine: TransformersEngine, requests: Sequence[Generate]) -> list[str]:
+    def counting(engine: TransformersEngine, requests: Sequence[Request]) -> list[Response]:
         if len(asked) >= most:
             raise KeyboardInterrupt
         asked.extend(request.id for request in requests)
-        return generate(engine, requests)
+        return answer(engine, requests)
 
-    monkeypatch.setattr(TransformersEngine, "generate", counting)
+    monkeypatch.setattr(TransformersEngine, "answer", counting)
 
 
 def test_items_that_were_answered_are_not_asked_again(

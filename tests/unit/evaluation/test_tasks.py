@@ -5,6 +5,7 @@ import pytest
 
 from distributed_ft.config.schema import EvaluationConfig, TaskConfig
 from distributed_ft.errors import ConfigError, DataError
+from distributed_ft.evaluation.task import Response
 from distributed_ft.evaluation.tasks import SHIPPED_GENERAL, build_task, build_tasks, general_task
 from distributed_ft.evaluation.tasks.json_fields import equal
 
@@ -29,7 +30,7 @@ def task_config(path: Path, metric: str = "exact_match", schema: Path | None = N
 )
 def test_exact_match_ignores_white_space_at_the_ends_only(tmp_path: Path, response: str, expected: float) -> None:
     task = build_task(task_config(write_rows(tmp_path / "t.jsonl", [row("1", "g", "q", "yes")])))
-    assert task.score(task.examples()[0], response).value == expected
+    assert task.score(task.examples()[0], Response((response,))).value == expected
 
 
 REFERENCE = {"category": "billing", "priority": 2, "order": None, "reply": True}
@@ -60,7 +61,7 @@ def test_json_answers_are_scored_whole_by_field_and_by_schema(
     schema.write_text(json.dumps({"properties": {"priority": {"type": "number"}}}))
     rows = write_rows(tmp_path / "t.jsonl", [row("1", "g", "q", json.dumps(REFERENCE))])
     task = build_task(task_config(rows, "json_fields", schema))
-    score = task.score(task.examples()[0], response)
+    score = task.score(task.examples()[0], Response((response,)))
     assert score.value == exact
     assert score.further == {"field_accuracy": fields, "valid_json": valid, "schema_valid": schema_valid}
 
