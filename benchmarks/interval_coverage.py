@@ -257,7 +257,7 @@ def coverage(case: Case, n: int, trials: int, seed: int = 0) -> dict[str, Any]:
 
 
 def missed(found: dict[str, Any]) -> bool:
-    return bool(abs(found["coverage"] - NOMINAL) > TOLERANCE)
+    return bool(abs(found["coverage"] - NOMINAL) > TOLERANCE + 1e-9)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,9 +14,10 @@ from distributed_ft.evaluation.clusters import rows_of
 from distributed_ft.evaluation.report.scores import Scores, estimate
 from distributed_ft.evaluation.scoring import Model, score, task_digest
 from distributed_ft.evaluation.stats import mean
-from distributed_ft.evaluation.task import Generate, Score
+from distributed_ft.evaluation.task import Generate, Response, Score
 from distributed_ft.evaluation.tasks import build_task
 from distributed_ft.evaluation.tasks.exact_match import ExactMatch
+from distributed_ft.evaluation.tasks.rule import RuledTask
 
 
 def task(folder: Path, *passages: object, **keys: object) -> TaskConfig:
@@ -37,9 +38,9 @@ class Recites:
     def batches(self, requests: list[Generate]) -> list[list[int]]:
         return [list(range(len(requests)))]
 
-    def generate(self, requests: list[Generate]) -> list[str]:
+    def answer(self, requests: list[Generate]) -> list[Response]:
         asked = [request.messages[-1].content for request in requests]
-        return [q.replace("q", "a") if q in self.knows else "?" for q in asked]
+        return [Response((q.replace("q", "a") if q in self.knows else "?",)) for q in asked]
 
 
 def test_rows_are_of_the_cluster_that_their_column_names(tmp_path: Path) -> None:
@@ -79,14 +80,14 @@ def test_clusters_are_part_of_the_question_and_no_key_changes_nothing(tmp_path: 
 
 
 class Broken(ExactMatch):
-    def score(self, example: Example, response: str) -> Score:
+    def score(self, example: Example, response: Response) -> Score:
         return Score(math.nan)
 
 
 def test_a_task_that_scores_nan_is_an_error_that_names_item_and_metric(tmp_path: Path) -> None:
     messages = (Message("user", "q1"), Message("assistant", "a1"))
-    broken = Broken("broken", (Example("item-1", messages, 1, "rows.jsonl", None),), 8)
-    with pytest.raises(EvaluationError, match="item 'item-1': its exact_match is nan"):
+    broken = RuledTask("broken", (Example("item-1", messages, 1, "rows.jsonl", None),), Broken(8))
+    with pytest.raises(EvaluationError, match="item 'item-1': its score is nan"):
         score(RunDirectory(tmp_path), Recites(set()), Model("base", None, "d", 0), broken, "digest")
 
 
