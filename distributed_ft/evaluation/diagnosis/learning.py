@@ -1,6 +1,8 @@
 """Whether the task was learned, and whether that was worth a training. Pure."""
 
-from distributed_ft.evaluation.diagnosis.curves import UNDERFIT, UNLEARNED_FALL, ends, fall, smoothed_at, underfitted
+from statistics import fmean
+
+from distributed_ft.evaluation.diagnosis.curves import UNDERFIT, UNLEARNED_FALL, ends, fall, underfitted
 from distributed_ft.evaluation.diagnosis.data import own_loss
 from distributed_ft.evaluation.diagnosis.finding import Finding, higher_rate, more_of, ramp
 from distributed_ft.evaluation.report.evidence import CheckpointScores, Difference, Evidence
@@ -63,7 +65,7 @@ def insufficient_capacity(evidence: Evidence) -> Finding | None:
     if curves.validation_loss and curves.validation_loss[-1] > SAME_LOSS * own_loss(evidence, last):
         return None  # it fits the rows better than it should, not worse
     validation = f" (validation {curves.validation_loss[-1]:.3f})" if curves.validation_loss else ""
-    middle = smoothed_at(curves, curves.steps[len(curves.steps) // 2])
+    middle = fmean(curves.loss[len(curves.loss) * 2 // 5 : len(curves.loss) * 3 // 5])
     method = evidence.config.get("method") or {}
     size = f"; method.rank is {method['rank']}" if isinstance(method.get("rank"), int) else ""
     score = f"; step {judged.step} scores {percent(judged.task.score)}" if judged.task else ""
@@ -71,7 +73,7 @@ def insufficient_capacity(evidence: Evidence) -> Finding | None:
         "insufficient_capacity",
         "problem",
         "What is trained is too small for the task",
-        f"The training loss fell from {first:.3f} to {middle:.3f} half-way and stayed at {last:.3f} in the end"
+        f"The training loss went from {first:.3f} to {middle:.3f} half-way, and no further than {last:.3f}"
         f"{validation}: rows it has seen and rows it has not are fitted alike, and badly{size}{score}.",
         (
             f"{more_of(evidence)}, or method.type: full",
