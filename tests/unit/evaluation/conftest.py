@@ -184,7 +184,13 @@ def make_run(tmp_path: Path, base: Path, files: Path) -> MakeRun:
             "schema": str(files / "person.schema.json"),
             "max_new_tokens": 24,
         }
-        section = {"tasks": [task], "general": [str(files / "skills.jsonl")], "few_shot": 2, "generic_text": None, "batch_tokens": 0}
+        section = {
+            "tasks": [task],
+            "general": [str(files / "skills.jsonl")],
+            "few_shot": 2,
+            "generic_text": None,
+            "batch_tokens": 0,
+        }
         section |= evaluation
         config = RunConfig.model_validate_json(
             json.dumps(

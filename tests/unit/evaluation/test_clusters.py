@@ -2,12 +2,14 @@
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.tasks import config_of
 
 from distributed_ft.artifacts import RunDirectory, read_json_lines, write_json
-from distributed_ft.config.schema import TaskConfig
+from distributed_ft.config.tasks import MetricTask
 from distributed_ft.data.examples import Example, Message
 from distributed_ft.errors import CheckpointError, DataError, EvaluationError
 from distributed_ft.evaluation.clusters import rows_of
@@ -20,11 +22,11 @@ from distributed_ft.evaluation.tasks.exact_match import ExactMatch
 from distributed_ft.evaluation.tasks.rule import RuledTask
 
 
-def task(folder: Path, *passages: object, **keys: object) -> TaskConfig:
+def task(folder: Path, *passages: object, **keys: object) -> MetricTask:
     rows = [{"prompt": f"q{i}", "completion": f"a{i}", "passage": p} for i, p in enumerate(passages)]
     lines = [{k: v for k, v in row.items() if v is not ...} for row in rows]
     (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return TaskConfig.model_validate({"name": "reading", "path": str(folder / "rows.jsonl"), **keys})
+    return config_of(name="reading", path=str(folder / "rows.jsonl"), **keys)
 
 
 class Recites:
@@ -38,9 +40,10 @@ class Recites:
     def batches(self, requests: list[Generate]) -> list[list[int]]:
         return [list(range(len(requests)))]
 
-    def answer(self, requests: list[Generate]) -> list[Response]:
-        asked = [request.messages[-1].content for request in requests]
-        return [Response((q.replace("q", "a") if q in self.knows else "?",)) for q in asked]
+    def answers(self, batches: list[list[Generate]]) -> Iterator[tuple[int, list[Response]]]:
+        for place, batch in enumerate(batches):
+            asked = [request.messages[-1].content for request in batch]
+            yield place, [Response((q.replace("q", "a") if q in self.knows else "?",)) for q in asked]
 
 
 def test_rows_are_of_the_cluster_that_their_column_names(tmp_path: Path) -> None:
@@ -87,7 +90,7 @@ class Broken(ExactMatch):
 def test_a_task_that_scores_nan_is_an_error_that_names_item_and_metric(tmp_path: Path) -> None:
     messages = (Message("user", "q1"), Message("assistant", "a1"))
     broken = RuledTask("broken", (Example("item-1", messages, 1, "rows.jsonl", None),), Broken(8))
-    with pytest.raises(EvaluationError, match="item 'item-1': its score is nan"):
+    with pytest.raises(EvaluationError, match="item 'item-1': its exact_match is nan"):
         score(RunDirectory(tmp_path), Recites(set()), Model("base", None, "d", 0), broken, "digest")
 
 

@@ -3,8 +3,9 @@
 import json
 
 import pytest
+from support.tasks import config_of
 
-from distributed_ft.config.schema import EvaluationConfig, Source, TaskConfig
+from distributed_ft.config.schema import EvaluationConfig, Source
 from distributed_ft.data.audit.of_run import audit_of
 
 
@@ -48,7 +49,7 @@ def test_a_training_row_among_a_tasks_validation_rows_is_contamination(rows, mak
     by = str(
         write_rows("by.jsonl", [rows[4], {"prompt": "What is a dozen times a score?", "completion": "It is 240."}])
     )
-    task = TaskConfig(name="squares", path=test, validation=by)
+    task = config_of(name="squares", path=test, validation=by)
     config = make_config(train=train, audit={"kind": "style"})
     config = config.model_copy(update={"evaluation": EvaluationConfig(tasks=(task,), general=())})
     found = {f["id"]: f for f in audit_of(config, tmp_path / "audit")["findings"]}
