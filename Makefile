@@ -7,7 +7,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 export DS_BUILD_OPS := 0
 
-.PHONY: help venv demo demo-no-replay check test slurm-up slurm-down test-slurm test-matrix test-slow test-gpu bench bench-gpu base-model clean
+.PHONY: help venv demo demo-no-replay check test slurm-up slurm-down test-slurm test-matrix test-slow test-gpu bench bench-gpu bench-eval base-model clean
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -63,6 +63,13 @@ bench: venv ## benchmarks against a bare loop and TRL, and of data; results in b
 
 bench-gpu: venv ## an 8B model with LoRA and QLoRA on one GPU: tokens/s, MFU, peak memory (20 GB in $TMPDIR)
 	$(BIN)/python -m benchmarks.train_8b
+
+bench-eval: venv ## the evaluation: planted failures, forgetting's shape, intervals, speed beside lm-eval (an hour)
+	$(BIN)/python -m benchmarks.diagnosis_quality
+	$(BIN)/python -m benchmarks.forgetting_shape
+	$(BIN)/python -m benchmarks.interval_coverage
+	$(BIN)/python -m benchmarks.eval_vs_harness
+	$(BIN)/python -m benchmarks.eval_extra_checkpoint
 
 base-model: venv ## train the embedded base from scratch (about an hour on one core)
 	$(BIN)/python -m recipes.data --out distributed_ft/assets
