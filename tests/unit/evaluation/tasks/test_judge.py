@@ -3,7 +3,6 @@
 import json
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from support.tasks import config_of, task_of
 
 from distributed_ft.artifacts import RunDirectory
 from distributed_ft.errors import ConfigError, DataError, EvaluationError
+from distributed_ft.evaluation import http
 from distributed_ft.evaluation.driver import evaluate
 from distributed_ft.evaluation.endpoint import Endpoint
 from distributed_ft.evaluation.task import Response
@@ -135,14 +135,14 @@ def test_a_judgement_that_is_no_mark_is_an_error_that_names_item_and_text(
         mark(task)
 
 
-def patient(task: RuledTask, rule: Judge) -> RuledTask:
-    assert rule.endpoint is not None
-    return replace(task, rule=replace(rule, endpoint=replace(rule.endpoint, waits=(0.01, 0.01))))
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "WAITS", (0.01, 0.01))
 
 
 def test_a_server_that_is_busy_is_asked_again(tmp_path: Path, server: Server) -> None:
     server.reply = lambda asked, before: (503, "busy") if before < 2 else (200, "Score: 7")
-    task = patient(*judge(tmp_path, url(server)))
+    task, _ = judge(tmp_path, url(server))
     assert mark(task).judgement == "Score: 7"
     assert len(server.asked) == 3
 
@@ -150,8 +150,8 @@ def test_a_server_that_is_busy_is_asked_again(tmp_path: Path, server: Server) ->
 @pytest.mark.parametrize(
     ("code", "text", "says", "times"),
     [
-        (503, "busy", 'HTTP 503: "busy"', 3),
-        (401, "no such key", 'HTTP 401: "no such key"', 1),
+        (503, "busy", "HTTP 503: busy", 3),
+        (401, "no such key", "HTTP 401: no such key", 1),
         (200, "", "holds no", 1),
     ],
 )
@@ -159,14 +159,14 @@ def test_a_server_that_refuses_is_an_error(
     tmp_path: Path, server: Server, code: int, text: str, says: str, times: int
 ) -> None:
     server.reply = lambda asked, before: (code, text)
-    task = patient(*judge(tmp_path, url(server)))
+    task, _ = judge(tmp_path, url(server))
     with pytest.raises(EvaluationError, match=says):
         mark(task)
     assert len(server.asked) == times
 
 
 def test_a_server_that_is_not_there_is_an_error(tmp_path: Path) -> None:
-    task = patient(*judge(tmp_path, "http://127.0.0.1:9/v1"))
+    task, _ = judge(tmp_path, "http://127.0.0.1:9/v1")
     with pytest.raises(EvaluationError, match=r"item 'sum': the judge gave no judgement: http.*cannot be reached"):
         mark(task)
 
@@ -174,7 +174,9 @@ def test_a_server_that_is_not_there_is_an_error(tmp_path: Path) -> None:
 def test_a_key_that_is_not_in_the_environment_is_refused_before_anything_is_asked(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"prompt": "q"}\n')
     keys = {"metric": "judge", "url": "http://x/v1", "model": "j", "rubric": "{answer}", "api_key_env": "NOT_SET"}
-    with pytest.raises(ConfigError, match=r"evaluation\.tasks\[t\]\.api_key_env: the environment has no NOT_SET"):
+    with pytest.raises(
+        ConfigError, match=r"evaluation\.tasks\[t\]\.api_key_env: NOT_SET: the environment has no such variable"
+    ):
         build_task(config_of(name="t", path=str(tmp_path / "rows.jsonl"), **keys))
 
 
