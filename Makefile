@@ -2,6 +2,7 @@
 VENV := .venv
 PYTHON ?= python3.11
 BIN := $(VENV)/bin
+QUICK := "not slow and not matrix and not gpu and not slurm"
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
@@ -32,8 +33,9 @@ check: venv ## lint, format, types, import rules, shell scripts
 	$(BIN)/lint-imports
 	$(BIN)/shellcheck .ci/run slurm/*.sbatch
 
-test: check ## check + the tests (what CI runs)
-	$(BIN)/pytest -m "not slow and not matrix and not gpu and not slurm"
+test: check ## check + the tests (what CI runs): those of one process two at a time, then those that start processes
+	$(BIN)/pytest -m $(QUICK) --numprocesses 2 --dist loadfile tests/unit
+	$(BIN)/pytest -m $(QUICK) --ignore tests/unit
 
 test-matrix: venv ## every method on every strategy: parity, memory, reload, resume
 	$(BIN)/pytest -m "matrix or not slow" tests/distributed
