@@ -9,6 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import AutoModelForCausalLM
+
 from distributed_ft.config.checks import ASSETS
 from distributed_ft.data.examples import Example
 from distributed_ft.data.reading import read_examples
@@ -17,6 +20,7 @@ from distributed_ft.model.load import load_tokenizer
 
 NAMES = ("skills", "tickets", "labels", "phrases", "shown_labels", "texts")
 SHOTS = 5
+VOCABULARY = 49_152  # of SmolLM2-135M; Llama 3 has 128,256, Qwen 2.5 151,936
 
 
 def write_tasks(folder: Path, base: str) -> None:
@@ -44,6 +48,22 @@ def write_tasks(folder: Path, base: str) -> None:
     before = "\n\n".join(f"{e.prompt}\nCategory: {json.loads(reference(e))['category']}" for e in shown) + "\n\n"
     _write(folder, "shown_labels", [{**r, "prompt": before + r["prompt"]} for r in rows], _CHOSEN)
     _write(folder, "texts", ({"prompt": "", "answer": e.prompt} for e in tickets), _READ)
+
+
+def write_wide_base(base: str, folder: Path) -> str:
+    """The base with a vocabulary of the size that small real models have, which the embedded one lacks; where it is.
+
+    The further tokens have no weight, so the base answers as before, but their logits are computed.
+    """
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    known = model.get_input_embeddings().weight.shape[0]
+    model.resize_token_embeddings(VOCABULARY, mean_resizing=False)
+    with torch.no_grad():
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+            layer.weight[known:] = 0
+    model.save_pretrained(folder)
+    load_tokenizer(base).save_pretrained(folder)
+    return str(folder)
 
 
 def _of_labels(prompt: str, example: Example, labels: list[str]) -> dict[str, Any]:

@@ -378,7 +378,7 @@ class EvaluationConfig(Section):
     )
     batch_size: Positive = Field(32, description="Requests answered at once.")
     batch_tokens: Annotated[int, Field(ge=0)] = Field(
-        16384, description="More of them are answered at once while they have at most so many tokens, answers included."
+        4096, description="More of them are answered at once while they have at most so many tokens, answers included."
     )
     engine: EngineConfig = LocalEngineConfig()
     validation_every: Positive | None = Field(
