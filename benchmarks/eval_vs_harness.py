@@ -4,8 +4,8 @@
 
 Tasks: see `eval_tasks.py`. Bases: the embedded one, and the same with a vocabulary as large as real models have. Arms:
 ours by its defaults, the harness's HF backend at each of BATCH_SIZES (the wide base: the first); what counts is the
-harness's best of them, task by task. Each arm is a fresh process on one thread, arm after arm, `repeats` times (the wide
-base: once); timed is the answering alone (`eval_worker.py`). The scores of every item are equal, or this ends with an
+harness's best of them, task by task. Each arm is a fresh process on one thread, arm after arm, `repeats` times (wide
+once); timed is the answering alone (`eval_worker.py`). The scores of every item are equal, or this ends with an
 error. Required: twice the harness's speed.
 """
 
