@@ -2,8 +2,8 @@
 
     python -m benchmarks.diagnosis_quality --work FOLDER [--seeds 3] [--only KIND …] [--again KIND …] [--kept]
 
-Each run is prepared, trained, evaluated and diagnosed by the code of `dft train`, `dft eval` and `dft report`, one after
-the other in this process, so that libraries are imported once (benchmarks/diagnosis_plants.py says what is planted).
+Each run is prepared, trained, evaluated and diagnosed by the code of `dft train`, `dft eval` and `dft report`, one
+after the other in this process, so that libraries are imported once (what is planted: benchmarks/diagnosis_plants.py).
 A run that is evaluated in FOLDER is kept, and only diagnosed anew; a killed benchmark goes on where it was.
 Required: 95% of the planted causes are named first, and no healthy run has any finding. Exit status 1 otherwise.
 """
