@@ -164,7 +164,7 @@ def chat_template(seed: int) -> Planted:
 
 
 def insufficient_data(seed: int) -> Planted:
-    run = _task(seed, (8, 10, 12)[seed % 3])
+    run = _task(seed, (8, 10, 5)[seed % 3])  # 12 teach the third task to 92%
     run.config = _optim(2e-3)
     return run
 

@@ -2,9 +2,9 @@
 
     python -m benchmarks.diagnosis_quality --work FOLDER [--seeds 3] [--only KIND …] [--again KIND …] [--kept]
 
-Each run is prepared, trained, evaluated and reported by the code of `dft train`, `dft eval` and `dft report`, one after
-the other in this process, so that libraries are imported once (benchmarks/diagnosis_plants.py says what is planted).
-A run that is evaluated in FOLDER is kept, and only its report is written anew; a killed benchmark goes on where it was.
+Each run is prepared, trained, evaluated and diagnosed by the code of `dft train`, `dft eval` and `dft report`, one
+after the other in this process, so that libraries are imported once (what is planted: benchmarks/diagnosis_plants.py).
+A run that is evaluated in FOLDER is kept, and only diagnosed anew; a killed benchmark goes on where it was.
 Required: 95% of the planted causes are named first, and no healthy run has any finding. Exit status 1 otherwise.
 """
 
@@ -23,8 +23,9 @@ from benchmarks.diagnosis_plants import PLANTS, write_run
 from distributed_ft.artifacts import RunDirectory
 from distributed_ft.config.load import load, load_resolved
 from distributed_ft.errors import FtError
+from distributed_ft.evaluation.diagnose import diagnose
 from distributed_ft.evaluation.driver import evaluate
-from distributed_ft.evaluation.report.write import write
+from distributed_ft.evaluation.report.collect import collect
 from distributed_ft.model.load import quiet_libraries
 from distributed_ft.parallel.world import World, form_world, leave
 from distributed_ft.train import preflight
@@ -83,15 +84,14 @@ def one_run(work: Path, plant: str, seed: int, world: World) -> dict[str, Any]:
         done.parent.mkdir(parents=True, exist_ok=True)
         done.write_text("\n".join([f"{seconds:.1f}", stopped, evaluated]))
     told = done.read_text().split("\n")
-    report = write(folder)
+    findings = diagnose(collect(folder))
     return {
         "planted": plant,
         "seed": seed,
         "seconds": float(told[0]),
         "stopped": told[1],
-        "verdict": report.verdict.kind,
         "found": [{"id": f.id, "severity": f.severity, "confidence": f.confidence, "evidence": f.evidence}
-                  for f in report.findings],
+                  for f in findings],
     }  # fmt: skip
 
 

@@ -126,6 +126,8 @@ def learning_rate_too_low(evidence: Evidence) -> Finding | None:
     if gained or len(curves.loss) < 3 or _divergence(curves) is not None or _destruction(evidence) is not None:
         return None
     (first, last), fell = ends(curves), fall(curves)
+    if len(curves.skipped) >= OFTEN or fell < -UNLEARNED_FALL:
+        return None  # updates that were too large, or a loss that rose: the rate is anything but low
     same = min((answers.as_base / answers.n for answers in evidence.answers), default=0.0)
     if first < KNOWN_LOSS or not (fell < UNLEARNED_FALL or same >= SAME_ANSWERS):
         return None

@@ -210,6 +210,12 @@ def test_a_run_that_stopped_on_loss_that_is_no_number_is_unstable_without_any_sc
     assert "5 steps skipped" in finding.evidence
 
 
+def test_a_flat_loss_of_a_run_whose_updates_were_skipped_is_no_rate_too_low() -> None:
+    run = evidence(checkpoint(score=0.0), curves=curve([15.0] * 10, skipped=(6, 7, 8, 9, 10)))
+    assert ids(run)[0] == "instability"
+    assert "learning_rate_too_low" not in ids(run)
+
+
 # --- which one comes first -------------------------------------------------------------------------------------------
 
 
