@@ -1,6 +1,6 @@
 """The answer to "which checkpoint do I ship": `report.json` for programs, `report.md` for terminals, `report.html`.
 
-Reads only what lies in the run directory.
+Reads what lies in the run directory, and the training file that its settings name, where that is still there.
 """
 
 from dataclasses import asdict, dataclass
