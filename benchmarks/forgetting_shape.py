@@ -134,7 +134,7 @@ def plot(arms: dict[str, dict[str, Any]], path: Path) -> None:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    figure = Figure(figsize=(8.4, 4.2), layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.add_subplot()
     colours = ("#b3261e", "#e08b00", "#1f4e9c", "#3f8fd2", "#7bb8a4")
@@ -150,7 +150,7 @@ def plot(arms: dict[str, dict[str, Any]], path: Path) -> None:
     axes.set_xticks(range(1, EPOCHS + 1))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-    axes.legend(frameon=False, fontsize=9)
+    figure.legend(frameon=False, fontsize=9, loc="outside right center")
     path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "forgetting-shape"}):
         figure.savefig(path, format="svg", metadata={"Date": None})
