@@ -30,7 +30,7 @@ from distributed_ft.errors import DataError
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 GENERAL = "general"  # the task name of the shipped general suite
 _SHIPPED = "shipped:"
-_HARNESS_NAME = re.compile(r"[A-Za-z0-9][\w-]*")
+_HARNESS_NAME = re.compile(r"[A-Za-z0-9][\w-]{0,99}")
 _LONGEST_NAME = 200  # characters; file systems allow 255 bytes, and a suffix may be needed
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")

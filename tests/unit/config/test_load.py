@@ -17,7 +17,7 @@ Problems = Callable[..., list[str]]
 
 METRICS = (
     "exact_match, normalized_match, token_f1, numeric, regex, json_fields, multiple_choice, classification, bleu, "
-    "rouge, perplexity, pass_at_k, instructions, refusal, judge"
+    "rouge, perplexity, pass_at_k, instructions, refusal, judge, harness"
 )
 # What is appended to a good run.yaml of three lines -> the one line that is said about it.
 WRONG_KEYS = {
