@@ -237,14 +237,14 @@ class Evaluation:
             for strength in strengths:
                 model = _scaled(whole, strength)
                 scores = scores.with_model(model, self.scores_of(model))
-                scaled.append(Scaled(strength, scores.to_choose_by(model.name), scores.forgotten(model.name)))
+                scaled.append(_at(strength, scores, model))
         except CheckpointError as error:
             if checkpoint.published:
                 raise
             print(f"{checkpoint.name}: removed meanwhile, not scaled ({error})", file=sys.stderr)
             return summary
-        scaled.append(Scaled(1.0, scores.to_choose_by(whole.name), scores.forgotten(whole.name)))
-        base = Scaled(0.0, scores.to_choose_by(BASE), None)
+        scaled.append(_at(1.0, scores, whole))
+        base = Scaled(0.0, scores.to_choose_by(BASE), None, scores.clusters())
         summary = replace(summary, strength=frontier(step, base, scaled, summary.budget))
         write_json(self._run.evaluation / "summary.json", as_json(summary))
         return summary
@@ -387,6 +387,11 @@ def _scaled(model: Model, strength: float) -> Model:
     """A checkpoint with its adapter at some strength."""
     digest = hashlib.sha256(f"{model.digest} at {strength!r}".encode()).hexdigest()
     return replace(model, name=strength_name(model.name, strength), digest=digest, strength=strength)
+
+
+def _at(strength: float, scores: Scores, model: Model) -> Scaled:
+    """The scores of a checkpoint's adapter at some strength."""
+    return Scaled(strength, scores.to_choose_by(model.name), scores.forgotten(model.name), scores.clusters())
 
 
 def print_summary(summary: Summary) -> None:

@@ -63,14 +63,15 @@ def task_digest(task: Task, settings: Mapping[str, str | int], shots: Sequence[E
 
 
 def stored(run: RunDirectory, model: Model, task: Task, digest: str) -> Scored | None:
-    """The stored score, if it is of this very model and question and all its samples are there."""
+    """The stored score, if it is of this very model and question, asked for the same end (`Kind`), and all its samples
+    are there."""
     try:
         result = TaskResult(**read_json(run.results(model.name, task.name) / "result.json"))
         samples = run.samples(model.name, task.name)
     except (CheckpointError, ValidationError, TypeError, OSError):
         return None  # none, or one that a new score will replace
-    same = model.digest in (None, result.model_digest) and result.task_digest == digest and len(samples) == result.n
-    return Scored(result, tuple(samples), True) if same else None
+    same = model.digest in (None, result.model_digest) and result.task_digest == digest and result.kind == task.kind
+    return Scored(result, tuple(samples), True) if same and len(samples) == result.n else None
 
 
 def adopt(run: RunDirectory, scored: Scored, name: str) -> None:

@@ -4,22 +4,23 @@ See `distributed_ft.model.strength`. At strength 0 it is the base, at 1 the chec
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from distributed_ft.evaluation.forgetting import Forgetting
 from distributed_ft.evaluation.select import TIE, Candidate, inside
-from distributed_ft.evaluation.stats import Z95, mean, paired_interval, wilson
+from distributed_ft.evaluation.stats import Clusters, Pairs, interval, mean, paired_interval
 
 _SLACK = 1e-12  # no choice is a matter of rounding
 
 
 @dataclass(frozen=True)
 class Scaled:
-    """A checkpoint's scores at one strength; `tasks` as in `Candidate`."""
+    """A checkpoint's scores at one strength; `tasks` and `clusters` as in `Candidate`."""
 
     strength: float
     tasks: Mapping[str, Sequence[float]]
     forgotten: Forgetting | None  # None without a general suite, and for the base
+    clusters: Mapping[str, Clusters] = field(default_factory=dict)
 
     @property
     def candidate(self) -> Candidate:
@@ -93,7 +94,7 @@ def recommend(scaled: Sequence[Scaled], budget: float, base: float) -> tuple[flo
 
 
 def _as_good(one: Scaled, top: Scaled) -> bool:
-    low, _ = paired_interval([(scores, top.tasks[name]) for name, scores in one.tasks.items()])
+    low, _ = paired_interval([Pairs(s, top.tasks[name], top.clusters.get(name)) for name, s in one.tasks.items()])
     return low <= 0 and top.candidate.accuracy - one.candidate.accuracy <= TIE + _SLACK
 
 
@@ -102,7 +103,7 @@ def _drop(scaled: Scaled) -> float:
 
 
 def _point(scaled: Scaled, budget: float, drop: float | None = None) -> Point:
-    low, high = _interval(list(scaled.tasks.values()))
+    low, high = _interval(scaled)
     lost = scaled.forgotten
     return Point(
         strength=scaled.strength,
@@ -116,15 +117,13 @@ def _point(scaled: Scaled, budget: float, drop: float | None = None) -> Point:
     )
 
 
-def _interval(tasks: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """95%, of the mean over tasks: Wilson's of each whose items are right or wrong (the normal one has no width at 0
-    and 1), else the normal one; distances to the bounds are squared and added, as in `stats.paired_interval`."""
+def _interval(scaled: Scaled) -> tuple[float, float]:
+    """95%, of the mean over tasks, from that of each (`stats.interval`); distances to the bounds are squared and added,
+    as in `stats.paired_interval`."""
     below = above = total = 0.0
-    for items in tasks:
-        found = mean(items)
-        low, high = found.value - Z95 * found.stderr, found.value + Z95 * found.stderr
-        if all(score in (0, 1) for score in items):
-            low, high = wilson(int(sum(items)), len(items))
+    for name, items in scaled.tasks.items():
+        found = mean(items, scaled.clusters.get(name))
+        low, high = interval(found)
         below, above, total = below + (found.value - low) ** 2, above + (high - found.value) ** 2, total + found.value
-    count = len(tasks)
+    count = len(scaled.tasks)
     return max(0.0, (total - below**0.5) / count), min(1.0, (total + above**0.5) / count)

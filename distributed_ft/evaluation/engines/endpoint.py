@@ -44,7 +44,9 @@ class EndpointEngine:
     @property
     def settings(self) -> dict[str, str | int]:
         """See `Engine`."""
-        return {"engine": "endpoint", "version": 1, "url": self._server.url, "model": self._server.model}
+        server = self._server
+        named = {"url": server.url, "model": server.model, "checkpoint_model": server.checkpoint_model}
+        return {"engine": "endpoint", "version": 1, **named}
 
     def tokens(self, request: Request) -> int:
         """Unknown, and needed only where `context` is known."""

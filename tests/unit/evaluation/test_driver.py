@@ -387,3 +387,21 @@ def test_answers_that_are_compared_with_no_reference_are_not_said_to_be_cut_off(
     evaluate(run.path)
     assert summary(run)["cut_off"] == {}
     assert run.samples("base", "people")[0].answer in ("comply", "empty")
+
+
+def test_a_task_that_becomes_a_general_suite_is_judged_as_one(
+    make_run: MakeRun, adapters: dict[str, Path], files: Path
+) -> None:
+    """The rows are the same, and what was a gain of accuracy is a loss of skills now."""
+    skills = {"name": "skills", "path": str(files / "skills.jsonl"), "metric": "exact_match", "max_new_tokens": 16}
+    people = {"name": "people", "path": str(files / "people.jsonl"), "metric": "json_fields", "max_new_tokens": 24}
+    run = make_run({20: adapters["forgot"]}, tasks=[people, skills], general=[])
+    evaluate(run.path)
+    assert run.best_file.read_text() == "step-00000020\n"
+    config = json.loads(run.config.read_text())
+    config["evaluation"] |= {"tasks": [people], "general": [skills]}
+    run.config.write_text(json.dumps(config))
+    evaluate(run.path)
+    assert results(run)["step-00000020", "skills"].kind == "general"
+    assert not run.best_file.exists()
+    assert summary(run)["forgetting"]["20"]["rate"] > 0.5

@@ -205,3 +205,17 @@ def test_what_a_server_does_not_offer_is_said(
     without = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"engine": settings})})
     with pytest.raises(ConfigError, match="api_key_env: NO_KEY"), opened(without):
         pass
+
+
+def test_scores_of_other_names_of_the_checkpoints_are_not_reused(
+    make_run: MakeRun, server: Server, adapters: dict[str, Path]
+) -> None:
+    server.models["other-20"] = adapters["untrained"]
+    run = run_with(make_run, server, {20: adapters["kept"]})
+    evaluate(run.path)
+    settings = json.loads(run.config.read_text())
+    settings["evaluation"]["engine"]["checkpoint_model"] = "other-{step}"
+    run.config.write_text(json.dumps(settings))
+    evaluate(run.path)
+    scores = {(r.model, r.task): r.score for r in run.task_results()}
+    assert scores["step-00000020", "people"] == 0

@@ -18,6 +18,7 @@ from distributed_ft.evaluation.driver import evaluate
 from distributed_ft.evaluation.engines import TransformersEngine, engine_of
 from distributed_ft.evaluation.forgetting import Suite, forgetting
 from distributed_ft.evaluation.report.write import write
+from distributed_ft.evaluation.stats import interval, mean
 from distributed_ft.evaluation.strength import Scaled, frontier, recommend
 from distributed_ft.evaluation.task import Choose
 from distributed_ft.export.write import export
@@ -61,6 +62,20 @@ def test_the_frontier_begins_at_the_base() -> None:
         (1.0, 0.9, 0.3, False),
     ]
     assert made.recommended == 0.5
+
+
+def test_items_that_share_a_passage_count_as_one() -> None:
+    """Ten right answers about one passage say less of others than ten that stand alone."""
+    passages = [f"p{i // 10}" for i in range(2000)]
+    before = [0.0] * 2000
+    after = [1.0] * 10 + [0.0] * 1990
+    made = [Scaled(s, {"task": t}, None, {"task": passages}) for s, t in ((0.5, before), (1.0, after))]
+    alone = [Scaled(s.strength, s.tasks, None) for s in made]
+    base = Scaled(0.0, {"task": before}, None)
+    (_, _, clustered), (_, _, single) = (frontier(5, base, each, 0.05).points for each in (made, alone))
+    assert clustered.high > single.high + 0.01
+    found = interval(mean(after, passages))
+    assert (clustered.low, clustered.high) == pytest.approx(found)
 
 
 def nats_by_hand(base: Path, adapter: Path, strength: float, tokenizer: PreTrainedTokenizerFast) -> float:
