@@ -43,9 +43,11 @@ def _scalars(scores: Scores, model: Model) -> Iterator[tuple[str, float]]:
     for task, scored in scores.of[model.name].items():
         if scored.result.kind != "general":
             result = scored.result
-            for metric, value in {result.metric: result.score, **result.scores, **result.totals}.items():
-                if not metric.startswith("confusion["):  # an image
-                    yield f"eval/{task}/{metric}", value
+            for metric, value in {result.metric: result.score, **result.scores}.items():
+                yield f"eval/{task}/{metric}", value
+            for name, value in result.totals.items():  # apart: the score `perplexity` is no perplexity
+                if not name.startswith("confusion["):  # an image
+                    yield f"eval/{task}/total/{name}", value
             yield f"eval/{task}/empty", result.empty
     general, lost = scores.general_mean(model.name), scores.forgotten(model.name)
     if general is not None and lost is not None:

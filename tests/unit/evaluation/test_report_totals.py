@@ -128,7 +128,7 @@ def test_tensorboard_has_totals_strengths_confusion_matrices_and_answers_once(tm
     events.Reload()
     tags = events.Tags()
     assert set(tags["scalars"]) == {
-        *(f"eval/moods/{name}" for name in ("classification", "macro_f1", "empty")),
+        *(f"eval/moods/{name}" for name in ("classification", "total/macro_f1", "empty")),
         *(f"eval/strength/{name}" for name in ("task_accuracy", "mean_drop")),
     }
     curve = [(e.step, e.value) for e in events.Scalars("eval/strength/task_accuracy")]
