@@ -73,8 +73,8 @@ def image(found: Confusion, title: str) -> NDArray[np.uint8]:
     axes.set_xticks(range(len(found.named)), [_short(name) for name in found.named], rotation=45, ha="right")
     axes.set_yticks(range(len(found.right)), [_short(name) for name in found.right])
     axes.set(xlabel="answered", ylabel="right", title=title.replace("$", r"\$"))
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    canvas.draw()  # type: ignore[no-untyped-call]
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()  # type: ignore[no-untyped-call]
 
 
 def _short(label: str) -> str:

@@ -109,8 +109,8 @@ class Scores:
             tuned=tuned,
             versus_base=difference([self.paired(BASE, task, model) for task in tasks]),
             versus_few_shot=difference([self.paired(FEW_SHOT, task, model) for task in tasks]),
-            further=_side_by_side([r and r.scores for r in alone]),
-            totals=_side_by_side([r and r.totals for r in alone]),
+            further=_side_by_side([r.scores if r else None for r in alone]),
+            totals=_side_by_side([r.totals if r else None for r in alone]),
             empty=tuple(r.empty if r else None for r in alone),
             confusion=confusion(tuned_alone, self.samples(model, tasks[0])) if tuned_alone else None,
         )
