@@ -45,6 +45,7 @@ class Entry:
     base: Estimate | None
     forgetting: Forgetting | None
     versus_top: Difference | None = None  # this one minus the group's best, on the same items
+    judged_on: tuple[str, ...] = ()  # tasks whose rows `task` is of: validation rows where it was asked no others
     pareto: bool = False  # no run of the group scores as high for less, or higher for as much
 
     @property
@@ -77,7 +78,7 @@ def compare(paths: Sequence[Path]) -> Comparison:
     for path, config in zip(paths, configs, strict=True):
         evidence, scores = collect(path), Scores(RunDirectory(path))
         entry = _entry(evidence, {key: config.get(key) for key in keys})
-        by_questions.setdefault(_questions(scores, entry.step), []).append((entry, scores))
+        by_questions.setdefault(_questions(scores, entry), []).append((entry, scores))
     groups = [_ranked(group) for questions, group in by_questions.items() if questions]
     unscored = tuple(entry for entry, _ in by_questions.get((), []))
     return Comparison(keys, (*groups, *([unscored] if unscored else [])))
@@ -113,17 +114,18 @@ def _entry(evidence: Evidence, settings: dict[str, Any]) -> Entry:
         task=judged.task if judged is not None else None,
         base=evidence.task.base if evidence.task is not None else None,
         forgetting=judged.forgetting if judged is not None and scored else None,
+        judged_on=tuple(task.name for task in evidence.tasks),
     )
 
 
-def _questions(scores: Scores, step: int | None) -> Questions:
+def _questions(scores: Scores, entry: Entry) -> Questions:
     """What the judged checkpoint was asked; empty when nothing was."""
-    if step is None:
+    if entry.step is None:
         return ()
-    asked = []
-    for task in sorted([*scores.tasks("task"), *scores.tasks("general")]):
-        result = scores.result(step_name(step), task)
-        items = frozenset(sample.doc_hash for sample in scores.samples(step_name(step), task))
+    asked, model = [], step_name(entry.step)
+    for task in sorted([*entry.judged_on, *scores.tasks("general")]):
+        result = scores.result(model, task)
+        items = frozenset(sample.doc_hash for sample in scores.samples(model, task))
         asked.append((task, result.metric if result else "", items))
     return tuple(asked)
 
@@ -144,7 +146,7 @@ def _paired(top: Entry, top_scores: Scores, entry: Entry, scores: Scores) -> lis
     assert top.step is not None
     assert entry.step is not None
     strata = []
-    for task in scores.tasks("task"):
+    for task in entry.judged_on:
         before = {sample.doc_hash: sample for sample in top_scores.samples(step_name(top.step), task)}
         strata.append([(before[s.doc_hash], s) for s in scores.samples(step_name(entry.step), task)])
     return strata

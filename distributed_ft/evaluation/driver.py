@@ -20,7 +20,7 @@ from distributed_ft.evaluation.claims import claimed, release
 from distributed_ft.evaluation.drift import GenericText, Predicts
 from distributed_ft.evaluation.engines import Engine, opened
 from distributed_ft.evaluation.few_shot import FewShot, Try, best_of, choose, fitted, rows_to_show, to_try
-from distributed_ft.evaluation.scalars import log
+from distributed_ft.evaluation.scalars import log, log_strength
 from distributed_ft.evaluation.scoring import Model, Scored, adopt, score, stored, strength_name, task_digest
 from distributed_ft.evaluation.strength import Scaled, frontier
 from distributed_ft.evaluation.summary import (
@@ -247,6 +247,8 @@ class Evaluation:
         base = Scaled(0.0, scores.to_choose_by(BASE), None, scores.clusters())
         summary = replace(summary, strength=frontier(step, base, scaled, summary.budget))
         write_json(self._run.evaluation / "summary.json", as_json(summary))
+        if "tensorboard" in self._config.tracking and summary.strength is not None:
+            log_strength(self._run, summary.strength)
         return summary
 
     def conclude(self, scores: Scores) -> Summary:

@@ -284,10 +284,12 @@ def _table_of_differences(summary: Summary) -> str:
     rows = []
     for rival, title in ((BASE, "base"), (FEW_SHOT, "few-shot")):
         by_task = compared(scores, step_name(chosen.step), rival)
+        kinds = [scores.of[BASE][task].result.kind for task in by_task]
         for task, of_task in by_task.items():
             gain = of_task.difference
             bounds = f"{_signed(gain.value)} [{_signed(gain.low)}, {_signed(gain.high)}]"
-            p = f"p {_p(of_task.p_holm)}" + (f" (Holm, {len(by_task)} tasks)" if len(by_task) > 1 else "")
+            alike = kinds.count(scores.of[BASE][task].result.kind)
+            p = f"p {_p(of_task.p_holm)}" + (f" (Holm, {alike} tasks)" if alike > 1 else "")
             told = _undecided(gain) if gain.low <= 0 <= gain.high or of_task.p_holm >= 0.05 else ""
             rows.append([f"step {chosen.step} minus {title}", task, bounds, p, told])
     return _aligned(rows) if rows else ""

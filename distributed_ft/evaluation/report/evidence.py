@@ -6,6 +6,7 @@ Scores and rates are shares in [0, 1]; `low` and `high` bound 95% intervals; los
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from distributed_ft.evaluation.confusion import Confusion
 from distributed_ft.evaluation.strength import Frontier
 from distributed_ft.evaluation.task import CutOff
 
@@ -96,7 +97,10 @@ class TaskComparison:
     tuned: Estimate | None
     versus_base: Difference | None
     versus_few_shot: Difference | None
-    further: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
+    further: dict[str, tuple[float | None, ...]] = field(default_factory=dict)  # means over items, of all three
+    totals: dict[str, tuple[float | None, ...]] = field(default_factory=dict)  # of all answers together, in any unit
+    empty: tuple[float | None, ...] = ()  # shares of answers without text
+    confusion: Confusion | None = None  # of the tuned model
 
 
 @dataclass(frozen=True)

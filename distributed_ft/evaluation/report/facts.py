@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distributed_ft.evaluation.report.evidence import CheckpointScores, Divergence, Evidence, Forgetting, Training
+from distributed_ft.evaluation.report.evidence import (
+    CheckpointScores,
+    Divergence,
+    Evidence,
+    Forgetting,
+    TaskComparison,
+    Training,
+)
 from distributed_ft.evaluation.verdict import (
     bare_points,
     fixed_percent,
@@ -18,6 +25,9 @@ from distributed_ft.evaluation.verdict import (
 )
 
 Facts = list[tuple[str, str]]
+UNKNOWN = "\N{EN DASH}"
+SHARES = ("macro_f1", "majority", "instruction_accuracy", "over_refusal", "under_refusal")
+"""Totals that are shares; the others have units of their own."""
 
 
 def settings(config: dict[str, Any]) -> Facts:
@@ -110,6 +120,32 @@ def strength(evidence: Evidence) -> StrengthFacts | None:
     told = f"Recommended for {of}: {found.recommended:g} ({found.reason})."
     command = f"dft export {shlex.quote(evidence.path)} --out DIR --checkpoint {found.step} --scale recommended"
     return StrengthFacts(f"{told} `{command}` writes it." if found.recommended < 1 else told, tuple(rows))
+
+
+def also_measured(comparison: TaskComparison) -> list[tuple[str, tuple[str, ...]]]:
+    """What else is known of a task's answers: name, and the figures of base, few-shot prompt and tuned in words.
+
+    Means over items are shares. Totals have units of their own; those of single labels are in the confusion matrix.
+    """
+    rows = [(name, tuple(map(_share, three))) for name, three in comparison.further.items()]
+    for name, three in comparison.totals.items():
+        if not name.startswith(("f1[", "confusion[")):
+            told = _share if name in SHARES else _figure
+            rows.append((name, tuple(map(told, three))))
+    if any(comparison.empty):
+        rows.append(("empty answers", tuple(map(_share, comparison.empty))))
+    return [(name.replace("_", " ").replace("macro f1", "macro-F1"), three) for name, three in rows]
+
+
+def _share(value: float | None) -> str:
+    return UNKNOWN if value is None else fixed_percent(value)
+
+
+def _figure(value: float | None) -> str:
+    """With four digits, or none behind the point where it is large."""
+    if value is None:
+        return UNKNOWN
+    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
 def data(evidence: Evidence) -> Facts:

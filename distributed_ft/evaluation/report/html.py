@@ -63,6 +63,7 @@ def render(evidence: Evidence, verdict: Verdict, findings: tuple[Finding, ...]) 
         loss_plots=[Markup(svg) for svg in drawn.loss],
         strength_plots=[Markup(svg) for svg in drawn.strength],
         strength=facts.strength(evidence),
+        also_measured=facts.also_measured,
         sample_title=SAMPLE_TITLE,
         settings=facts.settings(evidence.config),
         data=facts.data(evidence),

@@ -14,6 +14,7 @@ from distributed_ft.evaluation.report.evidence import (
     Skill,
     TaskComparison,
 )
+from distributed_ft.evaluation.report.facts import UNKNOWN
 from distributed_ft.evaluation.report.html import KIND_LABEL, SAMPLE_TITLE
 from distributed_ft.evaluation.verdict import (
     Verdict,
@@ -31,7 +32,6 @@ from distributed_ft.evaluation.verdict import (
 
 MARK = {True: "yes", False: "no", None: "open"}
 LONGEST = 1200  # characters of a sample text; report.html has all of it
-UNKNOWN = "\N{EN DASH}"
 
 
 def render(evidence: Evidence, verdict: Verdict, findings: Sequence[Finding]) -> str:
@@ -101,7 +101,27 @@ def _three_ways(evidence: Evidence) -> str:
         return ""
     header = ("Task", "Model", "Score", "95% interval", "Tuned minus this", "95%, paired", "p", "Items")
     told = "".join(f"\n\nExamples of {_inline(line)}." for line in facts.prompts(evidence))
-    return "## Base, few-shot prompt, tuned\n\n" + table(header, rows, left=2) + told + _undecided(comparisons)
+    parts = [table(header, rows, left=2) + told + _undecided(comparisons), _also_measured(comparisons)]
+    parts += [_confusion(comparison) for comparison in comparisons]
+    return "## Base, few-shot prompt, tuned\n\n" + "\n\n".join(part for part in parts if part)
+
+
+def _also_measured(comparisons: Sequence[TaskComparison]) -> str:
+    rows = [(c.name, name, *three) for c in comparisons for name, three in facts.also_measured(c)]
+    return table(("Task", "Also measured", "Base", "+ examples", "Tuned"), rows, left=2) if rows else ""
+
+
+def _confusion(comparison: TaskComparison) -> str:
+    found = comparison.confusion
+    if found is None:
+        return ""
+    f1 = [UNKNOWN if value is None else fixed_percent(value) for value in found.f1]
+    rows = [
+        (right, *map(str, counts), of_label)
+        for right, counts, of_label in zip(found.right, found.counts, f1, strict=True)
+    ]
+    title = f"{_inline(comparison.name)}, confusion of the tuned model (rows: the right label; columns: the answer)"
+    return f"{title}:\n\n{table(('Right', *found.named, 'F1'), rows)}"
 
 
 def _undecided(comparisons: Sequence[TaskComparison]) -> str:

@@ -38,7 +38,7 @@ def _rows(scores: Scores, task: str, model: str | None) -> list[SideBySide]:
             reference=sample.reference,
             base=_answer(base.get(sample.doc_hash)),
             few_shot=_answer(few_shot.get(sample.doc_hash)),
-            tuned=Answer(sample.response, sample.score, sample.score >= RIGHT),
+            tuned=_shown(sample),
         )
         for sample in scores.samples(model, task)
     ]
@@ -52,7 +52,14 @@ def request_text(messages: Sequence[dict[str, str]]) -> str:
 
 
 def _answer(sample: Sample | None) -> Answer | None:
-    return Answer(sample.response, sample.score, sample.score >= RIGHT) if sample else None
+    return _shown(sample) if sample else None
+
+
+def _shown(sample: Sample) -> Answer:
+    """What the model said; of choices, the one that was scored, which need not be the likeliest before it is divided by
+    its length."""
+    text = sample.answer if sample.choices and sample.answer is not None else sample.response
+    return Answer(text, sample.score, sample.score >= RIGHT)
 
 
 def _group(kind: Literal["fixed", "broken", "still_wrong", "forgotten"], rows: list[SideBySide]) -> SampleGroup:

@@ -10,6 +10,7 @@ from distributed_ft.artifacts import RunDirectory, read_json
 from distributed_ft.errors import CheckpointError
 from distributed_ft.evaluation import forgetting, stats
 from distributed_ft.evaluation.clusters import clusters_of
+from distributed_ft.evaluation.confusion import confusion
 from distributed_ft.evaluation.report.evidence import (
     Difference,
     Divergence,
@@ -97,7 +98,8 @@ class Scores:
             return None
         three = [[self.result(name, task) for task in tasks] for name in (BASE, FEW_SHOT, model)]
         known = [result for results in three for result in results if result is not None]
-        further = list(dict.fromkeys(name for result in known for name in result.scores)) if len(tasks) == 1 else []
+        alone = [of_model[0] for of_model in three] if len(tasks) == 1 else []
+        tuned_alone = alone[-1] if alone else None
         base, few_shot, tuned = (mean_estimate([estimate(result) for result in results]) for results in three)
         return TaskComparison(
             name=tasks[0] if len(tasks) == 1 else f"the mean of {', '.join(tasks)}",
@@ -107,7 +109,10 @@ class Scores:
             tuned=tuned,
             versus_base=difference([self.paired(BASE, task, model) for task in tasks]),
             versus_few_shot=difference([self.paired(FEW_SHOT, task, model) for task in tasks]),
-            further={name: tuple(r[0].scores.get(name) if r[0] else None for r in three) for name in further},
+            further=_side_by_side([r.scores if r else None for r in alone]),
+            totals=_side_by_side([r.totals if r else None for r in alone]),
+            empty=tuple(r.empty if r else None for r in alone),
+            confusion=confusion(tuned_alone, self.samples(model, tasks[0])) if tuned_alone else None,
         )
 
     def compare_each(self, tasks: Sequence[str], model: str | None) -> tuple[TaskComparison, ...]:
@@ -167,6 +172,12 @@ class Scores:
                 clusters = clusters_of([a for _, a in both])
                 suites.append(forgetting.Suite(before, after, groups, result.chance, clusters))
         return forgetting.forgetting(suites) if suites else None
+
+
+def _side_by_side(figures: Sequence[dict[str, float] | None]) -> dict[str, tuple[float | None, ...]]:
+    """By name, of each model; None where one has no such figure."""
+    names = dict.fromkeys(name for of_model in figures for name in of_model or {})
+    return {name: tuple(of_model.get(name) if of_model else None for of_model in figures) for name in names}
 
 
 def estimate(result: TaskResult | None) -> Estimate | None:

@@ -115,7 +115,19 @@ def _comparison(comparison: TaskComparison | None) -> dict[str, Any]:
         **three,
         "versus_base": _difference(comparison.versus_base),
         "versus_few_shot": _difference(comparison.versus_few_shot),
+        "further": _by_model(comparison.further),
+        "totals": _by_model(comparison.totals),
+        "empty": _three(comparison.empty),
+        "confusion": asdict(comparison.confusion) if comparison.confusion else None,
     }
+
+
+def _by_model(figures: dict[str, tuple[float | None, ...]]) -> dict[str, dict[str, float | None]]:
+    return {name: _three(three) for name, three in figures.items()}
+
+
+def _three(values: tuple[float | None, ...]) -> dict[str, float | None]:
+    return dict(zip(("base", "few_shot", "tuned"), values, strict=False))
 
 
 def _checkpoint(row: CheckpointScores, evidence: Evidence) -> dict[str, Any]:

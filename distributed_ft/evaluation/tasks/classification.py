@@ -85,14 +85,14 @@ class Classification(FreeText):
         whole = [label for label in self.labels if _bare(label) == bare]
         if whole:
             return whole[0]
-        held = {match[0].casefold() for match in self._pattern.finditer(answer)}
+        held = {match[0] for match in self._pattern.finditer(answer.casefold())}
         found = [label for label in self.labels if _bare(label) in held]
         return found[0] if len(found) == 1 else NO_LABEL
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
         longest_first = sorted((_bare(label) for label in self.labels), key=len, reverse=True)
-        return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)", re.IGNORECASE)
+        return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)")
 
     def totals(self, scored: Sequence[Scored]) -> Mapping[str, float]:
         """`macro_f1`, `majority` (accuracy of naming the commonest label), `f1[label]`, and how often which label was

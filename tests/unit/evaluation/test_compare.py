@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from support.report_runs import FORGETTING, HEALTHY, Models, make_run
+from support.report_runs import FORGETTING, HEALTHY, TICKET, Models, make_run, task_rows, write_scores
 
 from distributed_ft.artifacts import read_json, step_name, write_json
 from distributed_ft.evaluation.compare import as_json, compare, cost, differing, pareto_front, text
@@ -60,6 +60,25 @@ def test_runs_that_were_judged_by_other_items_stand_apart(tmp_path: Path) -> Non
     found = compare([few.path, many.path])
     assert [len(group) for group in found.groups] == [1, 1]
     assert "judged by other items or tasks" in text(found)
+
+
+def _on_validation_rows(root: Path, score: float, n: int) -> Path:
+    """A run whose checkpoint, over the budget, was never asked the test rows."""
+    tasks = [{"name": "tickets", "path": "/data/test.jsonl", "metric": "json_fields", "validation": 0.5}]
+    models: Models = {"base": (0.02, 0.95), step_name(300): (None, 0.1)}
+    run = make_run(root, models, evaluation={"tasks": tasks})
+    for model, of_model in (("base", 0.02), (step_name(300), score)):
+        write_scores(run, model, "tickets.validation", "validation", task_rows(of_model, n, TICKET))
+    return run.path
+
+
+def test_runs_that_were_judged_on_validation_rows_are_paired_on_these(tmp_path: Path) -> None:
+    runs = [_on_validation_rows(tmp_path / str(i), score, n) for i, (score, n) in enumerate([(0.5, 50), (0.3, 50)])]
+    ((_, second),) = compare(runs).groups
+    assert second.versus_top is not None
+    assert second.versus_top.mean == pytest.approx(-0.2)
+    others = _on_validation_rows(tmp_path / "others", 0.5, 40)
+    assert [len(group) for group in compare([runs[0], others]).groups] == [1, 1]
 
 
 def test_runs_of_one_name_are_told_apart_by_their_place(tmp_path: Path) -> None:

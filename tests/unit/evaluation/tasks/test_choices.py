@@ -145,6 +145,12 @@ def test_an_answer_names_one_label_or_none(tmp_path: Path, text: str, named: str
     assert score.further == {"names_a_label": float(named != "(none)")}
 
 
+def test_a_label_is_found_in_an_answer_in_any_case_of_any_script(tmp_path: Path) -> None:
+    task = task_of(tmp_path, [answered("Straße"), answered("Weg")], metric="classification")
+    for text in ("Das ist eine Straße.", "Eine STRASSE ist das."):
+        assert task.score(task.examples()[0], Response((text,))).value == 1
+
+
 def test_macro_f1_and_confusion_are_those_of_a_table(tmp_path: Path) -> None:
     """Right: a a a b b c. Named: a a b b - a. By hand: F1(a) = 2·2/(3+3) = 2/3, F1(b) = 2·1/(2+2) = 1/2, F1(c) = 0."""
     rows = [answered(label, f"q{i}") for i, label in enumerate("aaabbc")]
