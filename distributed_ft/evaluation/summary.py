@@ -206,6 +206,7 @@ def as_json(summary: Summary) -> dict[str, Any]:
     tasks = any(c.tasks for c in summary.candidates)
     return {
         "schema": SCHEMA,
+        "tasks": {name: scored.result.kind for name, scored in summary.scores.of[BASE].items()},
         "selection": {
             "best_step": summary.selection.step,
             "reason": summary.selection.reason,

@@ -1,7 +1,7 @@
 """The scores and samples of a run directory, as estimates with intervals and as paired differences."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from pydantic import ValidationError
@@ -59,10 +59,13 @@ def _of_these_checkpoints(
 class Scores:
     """The results and samples on disk, read once."""
 
-    def __init__(self, run: RunDirectory) -> None:
+    def __init__(self, run: RunDirectory, tasks: Mapping[str, str] | None = None) -> None:
+        """`tasks`: the kind of each task of the last evaluation: what is there of others is of former settings. None:
+        all that is there."""
         self._run = run
         try:
-            results = _of_one_question({(r.model, r.task): r for r in run.task_results()})
+            found = [r for r in run.task_results() if tasks is None or tasks.get(r.task) == r.kind]
+            results = _of_one_question({(r.model, r.task): r for r in found})
             self._results = _of_these_checkpoints(run, results)
         except (ValidationError, TypeError) as error:
             raise CheckpointError(f"{run.evaluation}: a result.json that is none ({error}); evaluate again") from None

@@ -14,6 +14,7 @@ from distributed_ft.errors import CheckpointError, ConfigError, DataError
 from distributed_ft.evaluation import driver, scoring
 from distributed_ft.evaluation.__main__ import main
 from distributed_ft.evaluation.driver import evaluate
+from distributed_ft.evaluation.report.write import write
 from distributed_ft.evaluation.summary import Summary, summarise
 from distributed_ft.records import TaskResult
 
@@ -405,3 +406,7 @@ def test_a_task_that_becomes_a_general_suite_is_judged_as_one(
     assert results(run)["step-00000020", "skills"].kind == "general"
     assert not run.best_file.exists()
     assert summary(run)["forgetting"]["20"]["rate"] > 0.5
+    config["evaluation"]["tasks"][0]["name"] = "persons"  # the scores of `people` stay on disk
+    run.config.write_text(json.dumps(config))
+    evaluate(run.path)
+    assert [task.name for task in write(run.path).evidence.tasks] == ["persons"]
