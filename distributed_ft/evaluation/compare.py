@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from distributed_ft.artifacts import RunDirectory, read_json, read_json_lines, step_name
 from distributed_ft.config.load import leaves, load_resolved
-from distributed_ft.evaluation.report.collect import collect
+from distributed_ft.evaluation.report.collect import collect, scores_in
 from distributed_ft.evaluation.report.evidence import Difference, Estimate, Evidence, Forgetting
 from distributed_ft.evaluation.report.scores import Scores, difference
 
@@ -76,7 +76,7 @@ def compare(paths: Sequence[Path]) -> Comparison:
     keys = differing(configs)
     by_questions: dict[Questions, list[tuple[Entry, Scores]]] = {}
     for path, config in zip(paths, configs, strict=True):
-        evidence, scores = collect(path), Scores(RunDirectory(path))
+        evidence, scores = collect(path), scores_in(RunDirectory(path))
         entry = _entry(evidence, {key: config.get(key) for key in keys})
         by_questions.setdefault(_questions(scores, entry), []).append((entry, scores))
     groups = [_ranked(group) for questions, group in by_questions.items() if questions]

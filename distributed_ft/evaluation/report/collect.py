@@ -43,7 +43,7 @@ def collect(path: Path) -> Evidence:
     records = read_json_lines(run.metrics)
     curves = _curves(records)
     summary = _read(run.evaluation / "summary.json")
-    scores = Scores(run, summary.get("tasks"))
+    scores = scores_in(run)
     tasks, general = scores.tasks("task"), scores.tasks("general")
     by = _chosen_on(config, scores)
     checkpoints = _checkpoints(run, scores, curves, [by[task] for task in tasks], _texts(summary))
@@ -108,6 +108,11 @@ def _asked(scores: Scores, by: dict[str, str], step: int) -> list[str]:
 
 def _answers(scores: Scores, task: str, step: int, training: TrainingAnswers | None) -> TaskAnswers:
     return task_answers(task, step, scores.samples(step_name(step), task), scores.samples(BASE, task), training)
+
+
+def scores_in(run: RunDirectory) -> Scores:
+    """What the last evaluation of a run has scored. Raises CheckpointError for a file that is damaged."""
+    return Scores(run, _read(run.evaluation / "summary.json").get("tasks"))
 
 
 def _chosen_on(config: dict[str, Any], scores: Scores) -> dict[str, str]:

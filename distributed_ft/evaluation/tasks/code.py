@@ -93,7 +93,7 @@ class PassAtK(FreeText):
         return Score(values[f"pass@{self.k[0]}"], values if len(values) > 1 else {})
 
     def _passes(self, example: Example, answer: str) -> bool:
-        """Whether the program came to its end: it says a word then that it cannot know before."""
+        """Whether the program came to its end: it says then a word that stands in no output of honest code."""
         code = code_of(answer)
         if self.complete:
             code = f"{question(example)[-1].content}{code}"
