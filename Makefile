@@ -67,8 +67,8 @@ bench-gpu: venv ## an 8B model with LoRA and QLoRA on one GPU: tokens/s, MFU, pe
 	$(BIN)/python -m benchmarks.train_8b
 
 bench-eval: venv ## the evaluation: planted failures, forgetting's shape, intervals, speed beside lm-eval (an hour)
-	$(BIN)/python -m benchmarks.diagnosis_quality
-	$(BIN)/python -m benchmarks.forgetting_shape
+	$(BIN)/python -m benchmarks.diagnosis_quality --work build/diagnosis --seeds 4
+	$(BIN)/python -m benchmarks.forgetting_shape --work build/forgetting --seeds 5
 	$(BIN)/python -m benchmarks.interval_coverage
 	$(BIN)/python -m benchmarks.eval_vs_harness
 	$(BIN)/python -m benchmarks.eval_extra_checkpoint
