@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from support.commands import Training, curve, dft, kill, last_step, train_undisturbed, weights, write_run_yaml
 from support.tiny import write_rows
 
@@ -36,6 +37,7 @@ def test_a_run_that_is_not_told_to_stop_is_the_same_run(tmp_path: Path, bases: C
     assert not stale.exists()
 
 
+@pytest.mark.slow  # three trainings, with a driver beside them
 def test_the_driver_ends_a_training_that_does_not_get_better_and_it_can_be_continued(
     tmp_path: Path, bases: Callable[..., Path]
 ) -> None:
