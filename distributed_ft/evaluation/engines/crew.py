@@ -130,9 +130,8 @@ class Crew:
         self._members = []
 
     def _start(self) -> None:
-        spawn = multiprocessing.get_context(
-            "spawn"
-        )  # what CUDA needs; and no thread of ours is in the middle of things
+        # what CUDA needs; and no thread of ours is in the middle of things
+        spawn = multiprocessing.get_context("spawn")
         for number, device in enumerate(self._devices, start=1):
             ours, theirs = spawn.Pipe()
             arguments = (theirs, self._head.arguments, device, torch.get_num_threads())
@@ -173,14 +172,12 @@ class Crew:
         member.process.join(_END_SECONDS)
         code = member.process.exitcode
         what = f"ended with {code}" if code is None or code >= 0 else f"was ended by {signal.Signals(-code).name}"
-        memory = (
-            " (the kernel does that when memory is short: try a smaller --nproc)" if code == -signal.SIGKILL else ""
-        )
+        if code == -signal.SIGKILL:
+            what += " (the kernel does that when memory is short: try a smaller --nproc)"
         self.close()
         return EngineError(
-            f"engine process {member.number} of {self._size} (pid {member.process.pid}) {what}"
-            f"{memory if code == -signal.SIGKILL else ''}; the "
-            "answers so far are kept, and the same command goes on from there"
+            f"engine process {member.number} of {self._size} (pid {member.process.pid}) {what}; the answers so far are "
+            "kept, and the same command goes on from there"
         )
 
 

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -41,8 +41,13 @@ class TransformersEngine:
 
         Raises ConfigError when base or tokenizer cannot be read.
         """
-        self.arguments = {"base": base, "dtype": dtype, "batch_size": batch_size, "bits": bits}
-        self.arguments["batch_tokens"] = batch_tokens  # for one like it
+        self.arguments: dict[str, Any] = {  # for one like it
+            "base": base,
+            "dtype": dtype,
+            "batch_size": batch_size,
+            "bits": bits,
+            "batch_tokens": batch_tokens,
+        }
         self.base = base_directory(base)
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._dtype, self._bits = dtype, bits

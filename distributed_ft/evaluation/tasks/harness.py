@@ -39,8 +39,8 @@ class HarnessTask:
     """
 
     name: str
-    source: Any = None  # lm_eval.api.task.Task
-    main: str = ""  # name of its main metric, `acc` or `exact_match,strict-match`
+    source: Any  # lm_eval.api.task.Task
+    main: str  # name of its main metric, `acc` or `exact_match,strict-match`
     kind: Kind = "task"
     version: int = 1
 

@@ -1,16 +1,15 @@
 """The rule of the verdict and the diagnosis, on hand-made numbers."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+from support.diagnosis_evidence import BUDGET, Held, estimate, gain, lost
 
 from distributed_ft.evaluation.diagnose import diagnose
 from distributed_ft.evaluation.report.evidence import (
     CheckpointScores,
     Curves,
     Difference,
-    Estimate,
     Evidence,
     Files,
     Forgetting,
@@ -26,24 +25,6 @@ from distributed_ft.evaluation.verdict import (
     percent,
     points,
 )
-
-BUDGET = 0.05
-Held = Sequence[tuple[int, float]]  # (step, validation loss)
-
-
-def estimate(score: float, n: int = 200) -> Estimate:
-    return Estimate(score, 0.02, max(0.0, score - 0.04), min(1.0, score + 0.04), n)
-
-
-def gain(mean: float, half: float = 0.05) -> Difference:
-    return Difference(mean, mean - half, mean + half, 200, 0.07)
-
-
-def lost(mean: float, half: float = 0.02, known: float | None = None) -> Forgetting:
-    of_known = max(0.0, mean) if known is None else known
-    return Forgetting(
-        of_known, of_known - half, of_known + half, of_known, mean, mean - half, mean + half, 400, 380, 0.95
-    )
 
 
 def checkpoint(
