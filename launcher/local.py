@@ -105,7 +105,8 @@ def evaluate(
     if not run.config.exists() and (job is None or overrides):
         raise CheckpointError(f"{path}: not a run directory (no config.json)")
     if overrides:
-        write_atomic(run.config, resolved_json(with_evaluation(run.config, overrides)))
+        with run.evaluation_lock():  # not while another driver judges by the settings that are there
+            write_atomic(run.config, resolved_json(with_evaluation(run.config, overrides)))
     following = ("--watch", *(("--train-job", job) if job is not None else ()))
     several = ("--nproc", str(num_processes)) if num_processes > 1 else ()
     arguments = (str(path), *(following if watch else ("--checkpoints", checkpoints)), *several)

@@ -7,7 +7,7 @@ from distributed_ft.artifacts import Checkpoint, RunDirectory
 from distributed_ft.config.load import load_resolved
 from distributed_ft.data.examples import Message
 from distributed_ft.errors import CheckpointError, ConfigError, EvaluationError
-from distributed_ft.evaluation.driver import checkpoint_at
+from distributed_ft.evaluation.checkpoints import at_step
 from distributed_ft.evaluation.engines import TransformersEngine, engine_of
 from distributed_ft.evaluation.task import Generate
 from distributed_ft.model.load import quiet_libraries
@@ -61,7 +61,7 @@ def named_checkpoint(run: RunDirectory, name: str) -> Checkpoint | None:
                 f"{run.path} has no BEST checkpoint: it is not evaluated yet (dft eval {run.path}), or none kept the "
                 "general skills; --checkpoint latest takes the newest"
             )
-        return checkpoint_at(run, best.step)
+        return at_step(run, best.step)
     if name == "latest":
         newest = run.newest_complete()
         if newest is None:
@@ -69,7 +69,7 @@ def named_checkpoint(run: RunDirectory, name: str) -> Checkpoint | None:
         return newest
     if not name.isdecimal():
         raise ConfigError(f"--checkpoint: {name!r} is neither best, latest, base nor a step such as 500")
-    return checkpoint_at(run, int(name))
+    return at_step(run, int(name))
 
 
 def _converse(engine: TransformersEngine, run: RunDirectory, weights: Path | None) -> None:

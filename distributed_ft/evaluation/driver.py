@@ -5,7 +5,6 @@ can be killed at any moment and started again: what was scored stays, and a scor
 and question that it was made from. The trainer may remove a checkpoint at any moment (`checkpoint.keep`).
 """
 
-import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,14 +14,15 @@ from distributed_ft.artifacts import Checkpoint, RunDirectory, step_name, write_
 from distributed_ft.config.load import load_resolved
 from distributed_ft.config.schema import RunConfig
 from distributed_ft.data.examples import Example
-from distributed_ft.errors import CheckpointError, ConfigError, EvaluationError
+from distributed_ft.errors import CheckpointError, EvaluationError
+from distributed_ft.evaluation.checkpoints import kept_by_claims, named, scored_before
 from distributed_ft.evaluation.claims import claimed, release
 from distributed_ft.evaluation.drift import GenericText, Predicts
 from distributed_ft.evaluation.engines import Engine, opened
 from distributed_ft.evaluation.few_shot import FewShot, Try, best_of, choose, fitted, rows_to_show, to_try
 from distributed_ft.evaluation.scalars import log, log_strength
-from distributed_ft.evaluation.scoring import Model, Scored, adopt, score, stored, strength_name, task_digest
-from distributed_ft.evaluation.strength import Scaled, frontier
+from distributed_ft.evaluation.scoring import Model, Scored, adopt, at_strength, score, stored, task_digest
+from distributed_ft.evaluation.strength import Scaled, frontier, on_test
 from distributed_ft.evaluation.summary import (
     BASE,
     FEW_SHOT,
@@ -58,11 +58,11 @@ def evaluate(run_dir: Path, checkpoints: str = "all", num_processes: int = 1) ->
     run = RunDirectory(run_dir)
     config = load_resolved(run.config)
     tasks = build_tasks(config.evaluation)
-    wanted = checkpoints_named(run, checkpoints)
+    wanted = named(run, checkpoints)
     with run.evaluation_lock(), opened(config, num_processes) as engine:
         left = claimed(run) if checkpoints == "all" else []
         evaluation = Evaluation(run, config, tasks, engine)
-        scores, failed = _all_scores(run, evaluation, [*_removed(left, wanted), *wanted])
+        scores, failed = _all_scores(run, evaluation, [*kept_by_claims(left, wanted), *wanted])
         print_summary(evaluation.finish(scores))
         for claim in left:
             release(claim)
@@ -76,7 +76,7 @@ def _all_scores(run: RunDirectory, evaluation: "Evaluation", wanted: Sequence[Ch
     What a checkpoint gets wrong is its own affair. Without the base's scores there is nothing to compare with.
     """
     scores, failed = evaluation.scores_of_base(), []
-    before = _others(run, wanted)
+    before = scored_before(run, wanted)
     for checkpoint in [*wanted, *before]:
         try:
             model = evaluation.tuned(checkpoint)
@@ -89,59 +89,6 @@ def _all_scores(run: RunDirectory, evaluation: "Evaluation", wanted: Sequence[Ch
                 raise
             print(f"{checkpoint.name}: removed meanwhile, not scored", file=sys.stderr)
     return scores, failed
-
-
-def checkpoints_named(run: RunDirectory, names: str) -> list[Checkpoint]:
-    """The complete checkpoints that `all`, `latest` or `500,1000` means, oldest first.
-
-    `all` passes over damaged ones, with a line on stderr, unless none is whole. Raises CheckpointError or ConfigError.
-    """
-    if names == "all":
-        newest = run.newest_complete()  # refuses when there are some and all are damaged
-        if newest is None:
-            print(f"{run.path} has no checkpoint yet: only the base model is scored", file=sys.stderr)
-        return [c for c in run.all_checkpoints() if _whole(c)]
-    if names == "latest":
-        newest = run.newest_complete()
-        if newest is None:
-            raise CheckpointError(f"{run.path}: no checkpoint yet; train first: dft train {run.path}")
-        return [newest]
-    steps = [part.strip() for part in names.split(",")]
-    if not all(step.isdecimal() for step in steps):
-        raise ConfigError(f"--checkpoints: {names!r} is neither all, latest nor steps such as 500,1000")
-    return [checkpoint_at(run, step) for step in sorted(set(map(int, steps)))]
-
-
-def checkpoint_at(run: RunDirectory, step: int) -> Checkpoint:
-    """The complete checkpoint of a step. Raises CheckpointError, naming those there are."""
-    found = {checkpoint.step: checkpoint for checkpoint in run.all_checkpoints()}
-    if step not in found:
-        there = ", ".join(map(str, found)) or "none"
-        raise CheckpointError(f"{run.checkpoints}: no checkpoint of step {step} (there are: {there})")
-    problem = found[step].verify()
-    if problem is not None:
-        raise CheckpointError(f"{found[step].path} is damaged: {problem}; choose another, or restore it from a copy")
-    return found[step]
-
-
-def _whole(checkpoint: Checkpoint) -> bool:
-    problem = checkpoint.verify()
-    if problem is not None:
-        print(f"not scored, damaged or unfinished: {problem}", file=sys.stderr)
-    return problem is None
-
-
-def _others(run: RunDirectory, wanted: Sequence[Checkpoint]) -> list[Checkpoint]:
-    """Complete checkpoints that were scored before, besides those asked for."""
-    steps = {checkpoint.step for checkpoint in wanted}
-    before = [c for c in run.all_checkpoints() if c.step not in steps and (run.evaluation / c.name).is_dir()]
-    return [c for c in before if c.verify() is None]
-
-
-def _removed(claims: Sequence[Checkpoint], wanted: Sequence[Checkpoint]) -> list[Checkpoint]:
-    """What a driver that followed the training had kept for scoring, of checkpoints that are gone."""
-    steps = {checkpoint.step for checkpoint in wanted}
-    return [claim for claim in claims if claim.step not in steps and claim.verify("model/") is None]
 
 
 def _cut_off(tasks: Sequence[Task], engine: Engine) -> dict[str, CutOff]:
@@ -235,20 +182,24 @@ class Evaluation:
         try:
             whole = self.tuned(checkpoint)
             for strength in strengths:
-                model = _scaled(whole, strength)
+                model = at_strength(whole, strength)
                 scores = scores.with_model(model, self.scores_of(model))
                 scaled.append(_at(strength, scores, model))
+            scaled.append(_at(1.0, scores, whole))
+            base = Scaled(0.0, scores.to_choose_by(BASE), None, scores.clusters())
+            found = frontier(step, base, scaled, summary.budget)
+            if self._kept and found.recommended in strengths:
+                model = at_strength(whole, found.recommended)
+                found = replace(found, on_test=on_test([s.result for s in self._scores_on(self._kept, model).values()]))
         except CheckpointError as error:
             if checkpoint.published:
                 raise
             print(f"{checkpoint.name}: removed meanwhile, not scaled ({error})", file=sys.stderr)
             return summary
-        scaled.append(_at(1.0, scores, whole))
-        base = Scaled(0.0, scores.to_choose_by(BASE), None, scores.clusters())
-        summary = replace(summary, strength=frontier(step, base, scaled, summary.budget))
+        summary = replace(summary, strength=found)
         write_json(self._run.evaluation / "summary.json", as_json(summary))
-        if "tensorboard" in self._config.tracking and summary.strength is not None:
-            log_strength(self._run, summary.strength)
+        if "tensorboard" in self._config.tracking:
+            log_strength(self._run, found)
         return summary
 
     def conclude(self, scores: Scores) -> Summary:
@@ -385,12 +336,6 @@ class Evaluation:
         return stored(self._run, model, task, self._digest(model, task))
 
 
-def _scaled(model: Model, strength: float) -> Model:
-    """A checkpoint with its adapter at some strength."""
-    digest = hashlib.sha256(f"{model.digest} at {strength!r}".encode()).hexdigest()
-    return replace(model, name=strength_name(model.name, strength), digest=digest, strength=strength)
-
-
 def _at(strength: float, scores: Scores, model: Model) -> Scaled:
     """The scores of a checkpoint's adapter at some strength."""
     return Scaled(strength, scores.to_choose_by(model.name), scores.forgotten(model.name), scores.clusters())
@@ -405,6 +350,10 @@ def print_summary(summary: Summary) -> None:
         best = summary.strength.recommended
         print(f"\n{strength_table(summary.strength)}\n")
         print(f"strength: {'none' if best is None else f'{best:g}'}: {summary.strength.reason}")
+        for row in summary.strength.on_test:
+            print(
+                f"at {best:g} on the {row.n} test rows of {row.task}: {row.score:.3f} [{row.low:.3f}, {row.high:.3f}]"
+            )
     for line in (*tried(summary), how_chosen(summary)):
         if line is not None:
             print(line)

@@ -5,7 +5,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -42,9 +42,11 @@ class Model:
     strength: float = 1.0  # of its adapter
 
 
-def strength_name(checkpoint: str, strength: float) -> str:
-    """`step-00000500@0.50`."""
-    return f"{checkpoint}@{strength:.2f}" if round(strength, 2) == strength else f"{checkpoint}@{strength:g}"
+def at_strength(model: Model, strength: float) -> Model:
+    """A checkpoint with its adapter at some strength, named `step-00000500@0.50`."""
+    digest = hashlib.sha256(f"{model.digest} at {strength!r}".encode()).hexdigest()
+    percent = f"{strength:.2f}" if round(strength, 2) == strength else f"{strength:g}"
+    return replace(model, name=f"{model.name}@{percent}", digest=digest, strength=strength)
 
 
 @dataclass(frozen=True)

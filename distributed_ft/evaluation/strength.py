@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from distributed_ft.evaluation.forgetting import Forgetting
 from distributed_ft.evaluation.select import TIE, Candidate, inside
-from distributed_ft.evaluation.stats import Clusters, Pairs, interval, mean, paired_interval
+from distributed_ft.evaluation.stats import Clusters, Mean, Pairs, interval, mean, paired_interval
+from distributed_ft.records import TaskResult
 
 _SLACK = 1e-12  # no choice is a matter of rounding
 
@@ -43,13 +44,28 @@ class Point:
 
 
 @dataclass(frozen=True)
+class OnTest:
+    """The recommended strength's score on the test rows of a task, with its 95% interval."""
+
+    task: str
+    score: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
 class Frontier:
-    """`recommended` is None when no strength is inside the budget. `points` by strength, the base first."""
+    """`recommended` is None when no strength is inside the budget. `points` by strength, the base first.
+
+    on_test: where the points are of validation rows, and less than the full strength is recommended.
+    """
 
     step: int
     recommended: float | None
     reason: str
     points: tuple[Point, ...]
+    on_test: tuple[OnTest, ...] = ()
 
 
 def frontier(step: int, base: Scaled, scaled: Sequence[Scaled], budget: float) -> Frontier:
@@ -65,6 +81,12 @@ def frontier(step: int, base: Scaled, scaled: Sequence[Scaled], budget: float) -
     points = [_point(base, budget, drop=0.0 if has_suite else None), *(_point(s, budget) for s in ordered)]
     recommended, reason = recommend(ordered, budget, base.candidate.accuracy)
     return Frontier(step, recommended, reason, tuple(points))
+
+
+def on_test(results: Sequence[TaskResult]) -> tuple[OnTest, ...]:
+    """Of the results of a scaled adapter on the test rows of tasks."""
+    found = [(r, interval(Mean(r.score, r.stderr, r.n, r.n if r.clusters is None else r.clusters))) for r in results]
+    return tuple(OnTest(result.task, result.score, low, high, result.n) for result, (low, high) in found)
 
 
 def recommend(scaled: Sequence[Scaled], budget: float, base: float) -> tuple[float | None, str]:

@@ -105,10 +105,11 @@ class Scores:
 
 @dataclass(frozen=True)
 class Compared:
-    """Two models on one task; `p_holm`: p, adjusted for all the tasks that the two are compared on."""
+    """Two models on one task; `p_holm`: p, adjusted for all the `tasks` that the two are compared on."""
 
     difference: Difference
     p_holm: float
+    tasks: int
 
 
 @dataclass(frozen=True)
@@ -248,14 +249,15 @@ def _of_drift(drift: Drift) -> dict[str, Any]:
 
 def compared(scores: Scores, model: str, rival: str) -> dict[str, Compared]:
     """The model minus its rival, by task, on the same items; {} for a rival that was not asked. Each p is adjusted for
-    those on the same kind of rows, test or validation."""
-    found: dict[str, Compared] = {}
+    the rows that the model is judged on, as in the report: of each task the test rows where it was asked them, else
+    those that it is chosen by. Validation rows of tasks that are judged on test rows are a family of their own."""
     asked = [task for task in scores.by_task(model) if task in scores.of.get(rival, {})]
-    for kind in ("task", "validation"):
-        tasks = [task for task in asked if scores.of[model][task].result.kind == kind]
-        differences = [difference([scores.pairs(task, rival, model)]) for task in tasks]
+    aside = [by for task, by in scores.chosen_on.items() if by != task and task in asked]
+    found: dict[str, Compared] = {}
+    for family in ([task for task in asked if task not in aside], [task for task in asked if task in aside]):
+        differences = [difference([scores.pairs(task, rival, model)]) for task in family]
         adjusted = holm([of_task.p for of_task in differences])
-        found |= {task: Compared(d, p) for task, d, p in zip(tasks, differences, adjusted, strict=True)}
+        found |= {task: Compared(d, p, len(family)) for task, d, p in zip(family, differences, adjusted, strict=True)}
     return found
 
 
@@ -284,13 +286,10 @@ def _table_of_differences(summary: Summary) -> str:
         return ""
     rows = []
     for rival, title in ((BASE, "base"), (FEW_SHOT, "few-shot")):
-        by_task = compared(scores, step_name(chosen.step), rival)
-        kinds = [scores.of[BASE][task].result.kind for task in by_task]
-        for task, of_task in by_task.items():
+        for task, of_task in compared(scores, step_name(chosen.step), rival).items():
             gain = of_task.difference
             bounds = f"{_signed(gain.value)} [{_signed(gain.low)}, {_signed(gain.high)}]"
-            alike = kinds.count(scores.of[BASE][task].result.kind)
-            p = f"p {_p(of_task.p_holm)}" + (f" (Holm, {alike} tasks)" if alike > 1 else "")
+            p = f"p {_p(of_task.p_holm)}" + (f" (Holm, {of_task.tasks} tasks)" if of_task.tasks > 1 else "")
             told = _undecided(gain) if gain.low <= 0 <= gain.high or of_task.p_holm >= 0.05 else ""
             rows.append([f"step {chosen.step} minus {title}", task, bounds, p, told])
     return _aligned(rows) if rows else ""

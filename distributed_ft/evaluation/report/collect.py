@@ -22,7 +22,7 @@ from distributed_ft.evaluation.report.evidence import (
 )
 from distributed_ft.evaluation.report.samples import side_by_side
 from distributed_ft.evaluation.report.scores import BASE, Scores
-from distributed_ft.evaluation.strength import Frontier, Point
+from distributed_ft.evaluation.strength import Frontier, OnTest, Point
 from distributed_ft.evaluation.task import VALIDATION, CutOff
 from distributed_ft.evaluation.verdict import inside_budget, judged_step
 
@@ -180,7 +180,8 @@ def _strength(summary: dict[str, Any]) -> Frontier | None:
         return None
     try:
         points = tuple(Point(**point) for point in found["points"])
-        return Frontier(int(found["step"]), found["recommended"], str(found["reason"]), points)
+        on_test = tuple(OnTest(**row) for row in found.get("on_test", ()))
+        return Frontier(int(found["step"]), found["recommended"], str(found["reason"]), points, on_test)
     except (KeyError, TypeError, ValueError):
         return None
 

@@ -118,6 +118,10 @@ def strength(evidence: Evidence) -> StrengthFacts | None:
     if found.recommended is None:
         return StrengthFacts(f"Of {of}, no strength is recommended: {found.reason}.", tuple(rows))
     told = f"Recommended for {of}: {found.recommended:g} ({found.reason})."
+    tested = [
+        f"{r.task} {fixed_percent(r.score)} [{100 * r.low:.1f}, {100 * r.high:.1f}] (n {r.n})" for r in found.on_test
+    ]
+    told += f" On the test rows, which no strength was chosen by, it scores {', '.join(tested)}." if tested else ""
     command = f"dft export {shlex.quote(evidence.path)} --out DIR --checkpoint {found.step} --scale recommended"
     return StrengthFacts(f"{told} `{command}` writes it." if found.recommended < 1 else told, tuple(rows))
 

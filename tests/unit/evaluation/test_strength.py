@@ -1,6 +1,7 @@
 """Adapters at less than their full strength: scored, weighed against what they forget, and exported."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -254,3 +255,26 @@ def test_the_report_shows_the_frontier(make_run: MakeRun, adapters: dict[str, Pa
     assert f"Recommended for step 20's adapter: {best:g} ({strength['reason']})." in markdown
     (run.evaluation / "summary.json").write_text(json.dumps({"strength": {"points": "none"}}))
     assert write(run.path).evidence.strength is None
+
+
+def test_a_strength_that_validation_rows_recommend_is_judged_on_the_test_rows(
+    make_run: MakeRun, adapters: dict[str, Path], files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    people = {"name": "people", "path": str(files / "people.jsonl"), "metric": "json_fields", "max_new_tokens": 24}
+    shutil.copytree(adapters["kept"], tmp_path / "fourfold")
+    config = json.loads((tmp_path / "fourfold" / "adapter_config.json").read_text())
+    (tmp_path / "fourfold" / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 16 * 4}))
+    tasks = [{**people, "validation": 0.5}]
+    run = make_run({20: tmp_path / "fourfold"}, tasks=tasks, adapter_strength=[0.05, 0.25])
+    evaluate(run.path)
+    found = json.loads((run.evaluation / "summary.json").read_text())["strength"]
+    assert found["recommended"] == 0.25  # as it was trained
+    judged = {r.model: r for r in run.task_results() if r.task == "people" and "@" in r.model}
+    result = judged.pop("step-00000020@0.25")
+    assert not judged  # 0.05 was not chosen
+    (row,) = found["on_test"]
+    assert (row["task"], row["score"], row["n"]) == ("people", result.score, result.n)
+    assert f"at 0.25 on the {result.n} test rows of people: {result.score:.3f}" in capsys.readouterr().out
+    written = write(run.path)
+    for text in (written.markdown.read_text(), written.html.read_text()):
+        assert "On the test rows, which no strength was chosen by, it scores people" in text

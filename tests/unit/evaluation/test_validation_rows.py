@@ -15,6 +15,8 @@ from distributed_ft.errors import ConfigError, DataError
 from distributed_ft.evaluation import driver
 from distributed_ft.evaluation.__main__ import main
 from distributed_ft.evaluation.driver import evaluate
+from distributed_ft.evaluation.report.collect import collect
+from distributed_ft.evaluation.significance import holm
 from distributed_ft.evaluation.tasks import build_tasks
 from distributed_ft.evaluation.tasks.validation import split
 
@@ -261,3 +263,24 @@ def test_a_task_without_validation_rows_is_chosen_on_its_test_rows_beside_one_wi
         "checkpoints was chosen on the same rows of practice that it is judged by, so its score there is optimistic; "
         "validation rows (evaluation.tasks[].validation) keep the two apart"
     )
+
+
+def test_p_values_are_adjusted_for_the_rows_that_a_model_is_judged_on_as_in_the_report(
+    make_run: MakeRun, adapters: dict[str, Path], files: Path
+) -> None:
+    other = {"name": "practice", "path": str(files / "practice.jsonl"), "max_new_tokens": 24}
+    models = {10: adapters["untrained"], 20: adapters["kept"]}
+    run = make_run(models, tasks=[*people(files), other], few_shot=0, general=[])
+    evaluate(run.path)
+    paired = summary(run)["paired"]
+    families = {STEPS[0]: ["people.validation", "practice"], STEPS[1]: ["people", "practice"]}
+    for step, family in families.items():
+        found = {task: paired[step][task]["vs_base"] for task in family}
+        adjusted = holm([found[task]["p"] for task in family])
+        assert [found[task]["p_holm"] for task in family] == adjusted
+    alone = paired[STEPS[1]]["people.validation"]["vs_base"]
+    assert alone["p_holm"] == alone["p"]
+    judged = collect(run.path).tasks
+    assert [t.name for t in judged] == families[STEPS[1]]
+    differences = [t.versus_base for t in judged]
+    assert [d.p_holm for d in differences if d] == [paired[STEPS[1]][t.name]["vs_base"]["p_holm"] for t in judged]
