@@ -17,6 +17,7 @@ from distributed_ft.evaluation.__main__ import main
 from distributed_ft.evaluation.driver import evaluate
 from distributed_ft.jobs import is_live
 from distributed_ft.records import Progress
+from launcher import local
 
 MakeRun = Callable[..., RunDirectory]
 
@@ -213,6 +214,14 @@ def test_a_second_driver_refuses_and_names_the_first_and_neither_minds_the_train
         for arguments in ([], ["--watch"]):
             assert main([str(run.path), *arguments]) == 2
             assert f"another evaluation is running there (process {os.getpid()} on " in capsys.readouterr().err
+
+
+def test_settings_are_not_changed_under_a_driver_that_judges_by_them(make_run: MakeRun) -> None:
+    run = make_run({})
+    before = run.config.read_bytes()
+    with run.evaluation_lock(), pytest.raises(CheckpointError, match="another evaluation is running there"):
+        local.evaluate(run.path, overrides=["evaluation.few_shot=0"])
+    assert run.config.read_bytes() == before
 
 
 def test_it_ends_when_the_job_is_gone_and_says_so(
