@@ -25,14 +25,15 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from benchmarks import harness
-from distributed_ft.artifacts import RunDirectory, publish, staging
-from distributed_ft.config.checks import ASSETS
+from distributed_ft.artifacts import RunDirectory
 from distributed_ft.config.load import resolved_json
+from distributed_ft.config.paths import ASSETS
 from distributed_ft.config.schema import RunConfig
 from distributed_ft.evaluation.driver import Evaluation
 from distributed_ft.evaluation.engines import TransformersEngine, opened
 from distributed_ft.evaluation.tasks import build_tasks
 from distributed_ft.model.load import quiet_libraries
+from distributed_ft.publishing import publish, staging
 
 BATCH = 32
 SIZES = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 12}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from distributed_ft.config.checks import ASSETS
+from distributed_ft.config.paths import ASSETS
 from distributed_ft.data.examples import Example
 from distributed_ft.data.reading import read_examples
 from distributed_ft.evaluation.task import question, reference

@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks import harness
 from benchmarks.eval_tasks import NAMES, write_tasks, write_wide_base
 from benchmarks.harness import Measurement
-from distributed_ft.config.checks import ASSETS
+from distributed_ft.config.paths import ASSETS
 
 OURS = 32  # evaluation.batch_size by default
 BATCH_SIZES = (32, 128)

@@ -16,18 +16,16 @@ import json
 import os
 import re
 import shlex
-import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from pydantic import ValidationError
 
 from distributed_ft.errors import CheckpointError
-from distributed_ft.records import SCHEMA, Manifest, Sample, StopVerdict, TaskResult
+from distributed_ft.records import Manifest, Sample, StopVerdict, TaskResult
 
 _STEP_NAME = re.compile(r"step-(\d{8})")
 
@@ -48,7 +46,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -92,7 +90,8 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """Make what was created, renamed or removed in it durable."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -331,85 +330,3 @@ class RunDirectory:
     def samples(self, model: str, task: str) -> list[Sample]:
         """The scored items of one model on one task, in the task's order."""
         return [Sample(**line) for line in read_json_lines(self.results(model, task) / "samples.jsonl")]
-
-
-# --- publishing a score --------------------------------------------------------------------------------------------
-
-
-def publish_result(run: RunDirectory, result: TaskResult, samples: Sequence[Sample]) -> None:
-    """Replace one model's samples and result on one task; at no moment does a result lie beside others' samples. What
-    was kept of its answers on the way (`RunDirectory.answers`) is not needed any more."""
-    directory = run.results(result.model, result.task)
-    (directory / "result.json").unlink(missing_ok=True)
-    lines = [json.dumps(_as_line(sample), ensure_ascii=False, allow_nan=False) + "\n" for sample in samples]
-    write_atomic(directory / "samples.jsonl", "".join(lines))
-    write_json(directory / "result.json", result.model_dump(by_alias=True))
-    run.answers(result.model, result.task).unlink(missing_ok=True)
-
-
-def _as_line(sample: Sample) -> dict[str, Any]:
-    return {name: value for name, value in sample.model_dump().items() if value is not None or name == "group"}
-
-
-# --- publishing a checkpoint ---------------------------------------------------------------------------------------
-
-
-def staging(run: RunDirectory, step: int) -> Path:
-    """Where the files of a checkpoint are written before they are one; a leftover of a killed save is removed."""
-    path = run.checkpoints / f".{step_name(step)}.partial"
-    shutil.rmtree(path, ignore_errors=True)
-    path.mkdir(parents=True)
-    return path
-
-
-def publish(run: RunDirectory, partial: Path, step: int, world_size: int) -> Checkpoint:
-    """Flush every file, write the manifest last, rename into place, move LATEST. One process calls it."""
-    files = {}
-    for path in sorted(p for p in partial.rglob("*") if p.is_file()):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-        entry = {"size": path.stat().st_size, "sha256": sha256_of(path)}
-        files[path.relative_to(partial).as_posix()] = entry
-    for directory in [p for p in partial.rglob("*") if p.is_dir()]:
-        _sync_directory(directory)
-    created = datetime.now(UTC).isoformat(timespec="seconds")
-    manifest = {"schema": SCHEMA, "step": step, "world_size": world_size, "created": created, "files": files}
-    write_json(partial / "manifest.json", manifest)
-    final = run.checkpoints / step_name(step)
-    shutil.rmtree(final, ignore_errors=True)  # only ever one that did not verify: a complete one is resumed from
-    os.rename(partial, final)
-    _sync_directory(run.checkpoints)
-    checkpoint = Checkpoint(final)
-    run.point("LATEST", checkpoint)
-    return checkpoint
-
-
-def tidy(run: RunDirectory, newest: Checkpoint | None) -> None:
-    """What a kill may have left: half-written saves are removed, and LATEST names the newest complete checkpoint. And
-    what an earlier training here may have left: a verdict on checkpoints that this one has still to make. For the
-    holder of the lock alone."""
-    for leftover in run.checkpoints.glob(".step-*.partial"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    verdict = run.read_stop_verdict()
-    if verdict is not None and (newest is None or newest.step < verdict.step):
-        run.stop_verdict.unlink(missing_ok=True)
-    latest = run.pointer("LATEST")
-    if newest is not None and (latest is None or latest.step != newest.step):
-        run.point("LATEST", newest)
-
-
-def prune(run: RunDirectory, keep: int) -> list[Checkpoint]:
-    """Delete all but the `keep` newest checkpoints up to LATEST and the one BEST names; returns what was deleted.
-
-    A checkpoint beyond LATEST was damaged when the run resumed from an earlier one: it takes no good one's place.
-    """
-    latest, found = run.pointer("LATEST"), run.all_checkpoints()
-    kept = {c.step for c in [c for c in found if latest is None or c.step <= latest.step][-keep:]}
-    deleted = []
-    for checkpoint in [c for c in found if c.step not in kept]:
-        best = run.pointer("BEST")  # each time: an eval driver may move it meanwhile
-        if best is None or best.step != checkpoint.step:
-            (checkpoint.path / "manifest.json").unlink(missing_ok=True)  # from here on it is not a checkpoint
-            shutil.rmtree(checkpoint.path)
-            deleted.append(checkpoint)
-    return deleted

@@ -14,7 +14,7 @@ from distributed_ft.artifacts import RunDirectory, read_json, write_json
 from distributed_ft.errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, CheckpointError, ConfigError
 from launcher import attempts, slurm
 from launcher.attempts import Event, Job, Verdict
-from launcher.cli import guarded
+from launcher.guard import guarded
 
 LINGER_SECONDS = 300.0  # that the lock of this job's former start may outlast it (on NFS by its lease)
 CONTROLLER_SECONDS = 300.0  # for a controller that does not answer to come back

@@ -5,7 +5,6 @@ import difflib
 import io
 import json
 import logging
-import os
 import re
 import sys
 from collections.abc import Callable
@@ -13,24 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distributed_ft.errors import (
-    EXIT_DONE,
-    EXIT_FAULT,
-    EXIT_STOPPED,
-    EXIT_USER,
-    GATE_CODES,
-    ConfigError,
-    FtError,
-    Stopped,
-)
-from distributed_ft.errors import disk_problem as _disk_problem
+from distributed_ft.errors import EXIT_DONE, GATE_CODES, ConfigError, disk_problem
 from launcher import arguments
+from launcher.guard import guarded
 
 if TYPE_CHECKING:
     from distributed_ft.config.load import LoadedRun
     from launcher.plan import Start
-
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, what shells expect
 
 
 @dataclass(frozen=True)
@@ -48,46 +36,6 @@ def main(argv: list[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # in a locale without `→` it is written as \u2192, as stderr does
         sys.stdout.reconfigure(errors="backslashreplace")
     return guarded(lambda: _dispatch(sys.argv[1:] if argv is None else argv))
-
-
-def guarded(command: Callable[[], int]) -> int:
-    """Run a command; an error that is meant for the user is one message on stderr, anything else a traceback."""
-    try:
-        code = command()
-        sys.stdout.flush()
-        return code
-    except Stopped as stopped:
-        print(f"dft: stopped: {stopped}", file=sys.stderr)
-        return EXIT_STOPPED
-    except FtError as error:
-        return _refuse(str(error))
-    except KeyboardInterrupt:
-        print("\ndft: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:  # `dft check run.yaml | head`: whoever read has read enough
-        _mute_stdout()
-        return EXIT_FAULT
-    except OSError as error:
-        message = _disk_problem(error)
-        if message is None:
-            raise
-        _mute_stdout()
-        return _refuse(message)
-    except SystemExit as end:  # argparse has said what is wrong
-        return end.code if isinstance(end.code, int) else EXIT_USER
-
-
-def _refuse(message: str) -> int:
-    first, *more = message.splitlines() or [""]
-    if more and not more[0].startswith(" "):  # several problems rather than one with details
-        message = f"{1 + len(more)} problems\n" + "\n".join(f"  {line}" for line in (first, *more))
-    print(f"dft: error: {message}", file=sys.stderr)
-    return EXIT_USER
-
-
-def _mute_stdout() -> None:
-    """Keep the interpreter from failing once more when it flushes at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -175,7 +123,7 @@ def schema(args: argparse.Namespace) -> int:
         try:
             write_json(args.out, json_schema())
         except OSError as error:
-            raise ConfigError(f"--out {_disk_problem(error) or error}") from None
+            raise ConfigError(f"--out {disk_problem(error) or error}") from None
         print(f"wrote {args.out}; for editors, begin a run.yaml with\n# yaml-language-server: $schema={args.out}")
     return EXIT_DONE
 

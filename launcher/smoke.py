@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distributed_ft.artifacts import RunDirectory, write_atomic
-from distributed_ft.config.checks import is_harness_name
 from distributed_ft.config.load import LoadedRun, resolved_json
+from distributed_ft.config.paths import is_harness_name
 from distributed_ft.config.schema import FINDING_IDS, RunConfig
 from distributed_ft.config.tasks import ClassificationTask
 from distributed_ft.errors import EXIT_DONE

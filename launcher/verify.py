@@ -114,7 +114,7 @@ def _curve(run: RunDirectory) -> Curve:
 
 
 def _config(folder: Path, name: str, method: str, dtype: str, world: str, steps: int) -> RunConfig:
-    from distributed_ft.config.checks import ASSETS
+    from distributed_ft.config.paths import ASSETS
 
     strategy = dict(WORLDS[world][1])
     if "config" in strategy:

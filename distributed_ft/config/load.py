@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from distributed_ft.config import checks
+from distributed_ft.config import checks, paths
 from distributed_ft.config.document import Document, Key, Problem, dotted, holds, override, read
 from distributed_ft.config.explain import explain
 from distributed_ft.config.presets import preset_values, with_preset
@@ -193,14 +193,14 @@ def _touches(key: Key, wrong: set[Key]) -> bool:
 
 def _absolute(config: RunConfig, folder: Path) -> RunConfig:
     tree = config.model_dump(mode="json")
-    for key, path in checks.file_paths(config, folder):
+    for key, path in paths.file_paths(config, folder):
         inner: Any = tree
         for step in key[:-1]:
             inner = inner[step]
-        inner[key[-1]] = str(checks.resolve(path, folder))
-    if not checks.is_hub_id(config.model.base, folder):
-        tree["model"]["base"] = str(checks.resolve(config.model.base, folder))
-    tree["runs_dir"] = str(checks.runs_dir(config))
+        inner[key[-1]] = str(paths.resolve(path, folder))
+    if not paths.is_hub_id(config.model.base, folder):
+        tree["model"]["base"] = str(paths.resolve(config.model.base, folder))
+    tree["runs_dir"] = str(paths.runs_dir(config))
     return _validated(tree)
 
 

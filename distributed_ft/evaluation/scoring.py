@@ -12,14 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from distributed_ft.artifacts import (
-    RunDirectory,
-    append_json_line,
-    publish_result,
-    read_json,
-    read_json_lines,
-    write_atomic,
-)
+from distributed_ft.artifacts import RunDirectory, append_json_line, read_json, read_json_lines, write_atomic
 from distributed_ft.data.examples import Example
 from distributed_ft.errors import CheckpointError, EvaluationError
 from distributed_ft.evaluation.clusters import clusters_of
@@ -28,6 +21,7 @@ from distributed_ft.evaluation.few_shot import with_examples
 from distributed_ft.evaluation.stats import mean
 from distributed_ft.evaluation.task import Choose, Generate, Read, Request, Response, Score, Task, reference
 from distributed_ft.evaluation.tasks.rule import Judging
+from distributed_ft.publishing import publish_result
 from distributed_ft.records import Choice, Sample, TaskResult
 
 

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
-from distributed_ft import artifacts
+from distributed_ft import artifacts, publishing
 from distributed_ft.artifacts import Checkpoint, RunDirectory
 from distributed_ft.config.schema import RunConfig
 from distributed_ft.errors import CheckpointError
@@ -87,7 +87,7 @@ def save(
     begin = time.perf_counter()
     partial = run.checkpoints / f".{artifacts.step_name(state.step)}.partial"
     try:
-        _on_main(world, lambda: artifacts.staging(run, state.step))
+        _on_main(world, lambda: publishing.staging(run, state.step))
         expected = write_model(strategy, model, config, world, partial / "model", run.adapter_start)
         writing = write_state(strategy, world, state, partial / "state", config.checkpoint.in_background)
     except (OSError, CheckpointException, CheckpointError) as error:
@@ -129,12 +129,12 @@ def _publish(
         problem = error
     try:
         world.agree(problem)
-        _on_main(world, lambda: artifacts.publish(run, partial, step, world.size))
+        _on_main(world, lambda: publishing.publish(run, partial, step, world.size))
     except (OSError, CheckpointError) as error:
         raise _given_up(run, world, partial, step, error) from None
     if world.is_main:
         try:
-            artifacts.prune(run, config.checkpoint.keep)
+            publishing.prune(run, config.checkpoint.keep)
         except OSError as error:  # an old checkpoint that cannot be deleted harms nobody
             logging.getLogger("distributed_ft").warning("an old checkpoint could not be deleted: %s", error)
     return time.perf_counter() - begin

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from distributed_ft.artifacts import RunDirectory, tidy
+from distributed_ft.artifacts import RunDirectory
 from distributed_ft.config import compat
 from distributed_ft.config.load import leaves
 from distributed_ft.config.schema import LowRank, RunConfig
@@ -24,6 +24,7 @@ from distributed_ft.model.token_loss import TokenLoss
 from distributed_ft.model.weights import Weights
 from distributed_ft.parallel.strategy import Strategy, make_strategy
 from distributed_ft.parallel.world import World
+from distributed_ft.publishing import tidy
 from distributed_ft.train import checkpoint, environment, flops, preflight
 from distributed_ft.train.checkpoint import Saving, TrainState
 from distributed_ft.train.clock import StepClock

@@ -18,8 +18,9 @@ from distributed_ft.config import compat
 from distributed_ft.config.load import load, load_resolved, resolved_json
 from distributed_ft.errors import CheckpointError, ConfigError, Stopped
 from launcher.check import config_lines, config_warnings, count_rows, readable_bytes
-from launcher.cli import VERBS, guarded
+from launcher.cli import VERBS
 from launcher.demo import conclude
+from launcher.guard import guarded
 from launcher.smoke import start_command
 
 REPOSITORY = Path(__file__).parents[2]

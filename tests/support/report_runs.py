@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from distributed_ft.artifacts import RunDirectory, append_json_line, publish, staging, step_name, write_json
+from distributed_ft.artifacts import RunDirectory, append_json_line, step_name, write_json
 from distributed_ft.config.schema import RunConfig
 from distributed_ft.evaluation.forgetting import Suite, forgetting
+from distributed_ft.publishing import publish, staging
 
 SKILLS = ("addition", "capitals", "copying", "json", "look-up", "reversing", "sorting", "units")
 Rate = float | Mapping[str, float]  # share of right answers, or that share by skill

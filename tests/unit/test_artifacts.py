@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from distributed_ft.artifacts import Checkpoint, RunDirectory, publish, staging
+from distributed_ft.artifacts import Checkpoint, RunDirectory
 from distributed_ft.errors import CheckpointError
+from distributed_ft.publishing import publish, staging
 
 
 def save(run: RunDirectory, step: int) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from distributed_ft.artifacts import read_json, write_json
-from distributed_ft.config.checks import ASSETS, general_name, is_harness_name
+from distributed_ft.config.paths import ASSETS, general_name, is_harness_name
 from distributed_ft.config.schema import HarnessTask, RunConfig, TaskConfig
 from distributed_ft.data.audit.run import AuditSettings, File, Load, Reference, audit
 from distributed_ft.data.prepare import file_identity

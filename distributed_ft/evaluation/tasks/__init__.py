@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from distributed_ft.config.checks import is_harness_name
+from distributed_ft.config.paths import is_harness_name
 from distributed_ft.config.schema import EvaluationConfig
 from distributed_ft.config.tasks import UNASKED, HarnessTask, MetricTask, PassAtKTask, PerplexityTask, TaskConfig
 from distributed_ft.data.examples import Example

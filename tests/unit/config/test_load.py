@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from distributed_ft.config.checks import ASSETS
 from distributed_ft.config.load import differences, load, load_resolved, resolved_json, with_evaluation
+from distributed_ft.config.paths import ASSETS
 from distributed_ft.config.schema import DataConfig, JsonFieldsTask, LoraMethod, ModelConfig, RunConfig, Source
 from distributed_ft.config.tasks import NumericTask
 from distributed_ft.errors import CheckpointError, ConfigError

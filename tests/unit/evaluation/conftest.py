@@ -12,13 +12,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from distributed_ft.artifacts import RunDirectory, publish, staging
+from distributed_ft.artifacts import RunDirectory
 from distributed_ft.config.load import resolved_json
 from distributed_ft.config.schema import RunConfig
 from distributed_ft.data.chat import render
 from distributed_ft.data.examples import Example
 from distributed_ft.data.reading import read_examples
 from distributed_ft.evaluation.engines import TransformersEngine
+from distributed_ft.publishing import publish, staging
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

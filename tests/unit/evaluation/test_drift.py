@@ -13,7 +13,7 @@ from scipy.special import rel_entr, softmax
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
 
-from distributed_ft.artifacts import RunDirectory, publish, staging
+from distributed_ft.artifacts import RunDirectory
 from distributed_ft.config.schema import EvaluationConfig
 from distributed_ft.data.examples import Example
 from distributed_ft.data.reading import Reading, read
@@ -24,6 +24,7 @@ from distributed_ft.evaluation.driver import evaluate
 from distributed_ft.evaluation.engines import TransformersEngine
 from distributed_ft.evaluation.report import write as report
 from distributed_ft.evaluation.scoring import Model
+from distributed_ft.publishing import publish, staging
 
 MakeRun = Callable[..., RunDirectory]
 

@@ -121,7 +121,7 @@ def test_what_is_scored_is_not_scored_again_unless_model_or_question_changed(
 def test_scores_of_a_checkpoint_that_was_trained_anew_are_not_believed(
     make_run: MakeRun, adapters: dict[str, Path]
 ) -> None:
-    from distributed_ft.artifacts import publish, staging
+    from distributed_ft.publishing import publish, staging
 
     run = make_run({10: adapters["untrained"]})
     evaluate(run.path)

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from distributed_ft.artifacts import RunDirectory, publish, staging
+from distributed_ft.artifacts import RunDirectory
 from distributed_ft.evaluation.driver import evaluate
 from distributed_ft.evaluation.engines import TransformersEngine
 from distributed_ft.evaluation.task import Request, Response
+from distributed_ft.publishing import publish, staging
 
 MakeRun = Callable[..., RunDirectory]
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from support.report_runs import HEALTHY, TICKET, Models, make_run, read, task_rows, write_scores
 
-from distributed_ft.artifacts import RunDirectory, publish, staging, step_name, write_json
+from distributed_ft.artifacts import RunDirectory, step_name, write_json
 from distributed_ft.config.load import with_evaluation
 from distributed_ft.errors import CheckpointError
 from distributed_ft.evaluation.report import write as report
+from distributed_ft.publishing import publish, staging
 
 
 @pytest.mark.parametrize(

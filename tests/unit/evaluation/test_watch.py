@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from distributed_ft.artifacts import RunDirectory, prune, publish, staging, write_json
+from distributed_ft.artifacts import RunDirectory, write_json
 from distributed_ft.errors import CheckpointError, ConfigError
 from distributed_ft.evaluation import claims, watch
 from distributed_ft.evaluation.__main__ import main
 from distributed_ft.evaluation.driver import evaluate
 from distributed_ft.jobs import is_live
+from distributed_ft.publishing import prune, publish, staging
 from distributed_ft.records import Progress
 from launcher import local
 

@@ -55,7 +55,7 @@ def holds(path: Path, word: str) -> bool:
 
 _WORK = """
 import signal, sys, time
-from launcher.cli import guarded
+from launcher.guard import guarded
 from launcher.processes import stoppable
 
 class Left:

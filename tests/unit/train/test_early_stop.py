@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from distributed_ft.artifacts import RunDirectory, publish, staging, tidy, write_json
+from distributed_ft.artifacts import RunDirectory, write_json
+from distributed_ft.publishing import publish, staging, tidy
 from distributed_ft.train.early_stop import EarlyStop
 
 
