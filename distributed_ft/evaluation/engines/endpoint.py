@@ -153,18 +153,21 @@ class EndpointEngine:
         place = slice(len(pair.prompt), len(ids))
         try:
             found = reply["choices"][0]["logprobs"]
-            values, likeliest = found["token_logprobs"][place], found["top_logprobs"][place]
-        except (KeyError, TypeError, IndexError):
-            values, likeliest = [], []
-        if len(values) != len(pair.answer) or not all(isinstance(v, int | float) for v in values):
+            values, highest = found["token_logprobs"][place], [max(t.values()) for t in found["top_logprobs"][place]]
+        except (KeyError, TypeError, IndexError, AttributeError, ValueError):
+            values, highest = [], []
+        if not len(values) == len(highest) == len(pair.answer) or not all(map(_is_number, [*values, *highest])):
             raise EngineError(
                 f"{self._server.url}: gives no log-likelihoods of prompts (completions with echo and logprobs), which "
                 f"item {request.id!r} needs; use evaluation.engine: {{type: transformers}}, or a metric of texts"
             )
         if not all(map(math.isfinite, values)):
             raise EvaluationError(f"item {request.id!r}: log-likelihoods are not finite")
-        greedy = all(value >= max(top.values()) for value, top in zip(values, likeliest, strict=True))
-        return math.fsum(values), greedy
+        return math.fsum(values), all(value >= top for value, top in zip(values, highest, strict=True))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _before(text: str, stop: Sequence[str]) -> str:

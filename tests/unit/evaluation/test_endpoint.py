@@ -192,6 +192,15 @@ def test_what_a_server_does_not_offer_is_said(
         server.echo = False
         with pytest.raises(EngineError, match=r"gives no log-likelihoods of prompts.*type: transformers"):
             list(engine.answers([[asked()[4]]]))
+        server.echo = True
+        whole = server.logprobs
+        for spoilt in (lambda top: top[:-2], lambda top: [{} for _ in top], lambda top: [{"x": "?"} for _ in top]):
+            server.logprobs = lambda ids, spoilt=spoilt: {
+                **whole(ids),
+                "top_logprobs": spoilt(whole(ids)["top_logprobs"]),
+            }
+            with pytest.raises(EngineError, match="gives no log-likelihoods of prompts"):
+                list(engine.answers([[asked()[4]]]))
         server.fail += [401]
         with pytest.raises(ConfigError, match="is the key right"):
             list(engine.answers([[asked()[0]]]))
