@@ -13,13 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from distributed_ft.artifacts import RunDirectory
+from distributed_ft.artifacts import RunDirectory, write_json
 from distributed_ft.data.examples import TEXT, Message
 from distributed_ft.errors import CheckpointError, EngineError, EvaluationError
 from distributed_ft.evaluation.driver import evaluate
 from distributed_ft.evaluation.engines import TransformersEngine
 from distributed_ft.evaluation.engines.crew import Crew
 from distributed_ft.evaluation.task import Choose, Generate, Read, Request, Response
+from distributed_ft.evaluation.watch import watch
+from distributed_ft.records import Progress
 
 MakeRun = Callable[..., RunDirectory]
 WORDS = ("cat", "dog", "a request of more words, to force padding", "x", "who is Ann?", "sun sun", "ten", "two")
@@ -145,6 +147,19 @@ def test_a_run_killed_on_two_processes_and_resumed_on_three_has_the_samples_of_o
     assert gone(pids)
 
     evaluate(run.path, num_processes=3)
+    assert files(run) == expected
+
+
+def test_several_processes_that_follow_a_training_have_the_samples_of_one(
+    make_run: MakeRun, adapters: dict[str, Path]
+) -> None:
+    run = make_run({10: adapters["kept"]}, batch_size=2)
+    evaluate(run.path)
+    expected = files(run)
+    shutil.rmtree(run.evaluation)
+    progress = Progress(schema=1, phase="finished", step=40, total_steps=40, world_size=1, updated="now")
+    write_json(run.progress, progress.model_dump(by_alias=True))
+    watch(run.path, num_processes=2)
     assert files(run) == expected
 
 
