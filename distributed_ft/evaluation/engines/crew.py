@@ -15,13 +15,14 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from distributed_ft.errors import EngineError, FtError
 from distributed_ft.evaluation.engines.local import TransformersEngine
@@ -55,7 +56,7 @@ class _Reply:
 @dataclass(frozen=True)
 class _Member:
     number: int  # from 1
-    process: SpawnProcess
+    process: BaseProcess
     pipe: "Connection[_Order, _Reply]"
 
 
@@ -130,15 +131,20 @@ class Crew:
         self._members = []
 
     def _start(self) -> None:
-        # what CUDA needs; and no thread of ours is in the middle of things
-        spawn = multiprocessing.get_context("spawn")
+        # Forked of a process that has imported all of it once, and done no more. CUDA may not be asked for before a
+        # fork, not even whether it is there, and libraries ask when they are imported.
+        on_cpu = all(device == "cpu" for device in self._devices)
+        begin = multiprocessing.get_context("forkserver") if on_cpu else multiprocessing.get_context("spawn")
+        begin.set_forkserver_preload([__name__])
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         for number, device in enumerate(self._devices, start=1):
-            ours, theirs = spawn.Pipe()
+            ours, theirs = begin.Pipe()
             arguments = (theirs, self._head.arguments, device, torch.get_num_threads())
-            process = spawn.Process(target=_serve, args=arguments, name=f"engine {number}", daemon=True)
+            process = begin.Process(target=_serve, args=arguments, name=f"engine {number}", daemon=True)
             process.start()
             theirs.close()  # so that the pipe ends when the process does
             self._members.append(_Member(number, process, ours))
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # multiprocessing has let SIGTERM through to this thread
 
     def _give_next(self, member: _Member, left: deque[tuple[int, Sequence[Request]]]) -> int:
         """How many batches it was given: 1, or 0 when none is left."""
@@ -187,6 +193,7 @@ def _serve(pipe: "Connection[_Reply, _Order]", arguments: dict[str, Any], device
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     inbox: queue.SimpleQueue[_Order] = queue.SimpleQueue()
     threading.Thread(target=_hear, args=(pipe, inbox), name="orders", daemon=True).start()
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system, which would be left behind
     quiet_libraries()
     torch.set_num_threads(threads)
     engine = TransformersEngine(**arguments, device=torch.device(device))

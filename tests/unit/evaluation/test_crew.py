@@ -112,10 +112,14 @@ def start(run: RunDirectory, processes: int) -> "subprocess.Popen[str]":
 
 
 def children(pid: int) -> list[int]:
-    """Engine processes of an eval driver."""
+    """Engine processes of an eval driver: forked of its fork server."""
+    servers = [c for c in born_of(pid) if b"forkserver" in Path(f"/proc/{c}/cmdline").read_bytes()]
+    return [child for server in servers for child in born_of(server)]
+
+
+def born_of(pid: int) -> list[int]:
     tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    found = [int(child) for task in tasks for child in task.read_text().split()]
-    return [c for c in found if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
+    return [int(child) for task in tasks for child in task.read_text().split()]
 
 
 def answers_of(run: RunDirectory, model: str) -> Callable[[], bool]:
@@ -190,6 +194,7 @@ def test_whatever_dies_at_any_moment_the_samples_are_those_of_one_process(
         _, errors = process.communicate(timeout=60)
         assert process.returncode == {"child": 2, "parent": -9, "stop": 75}[victim], errors
         assert "Traceback" not in errors
+        assert "leaked" not in errors  # semaphores
         if victim == "child":
             assert f"engine process {processes} of {processes} (pid {pids[-1]}) was ended by SIGKILL" in errors
         assert gone(pids)
