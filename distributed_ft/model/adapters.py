@@ -7,6 +7,8 @@ adapters.use("tone")
 adapters.model.generate(...)
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -108,31 +110,54 @@ def put_on(
     beside = isinstance(model, PeftModelForCausalLM)
     adapted: Any = model if beside else None
     try:
-        config = _config(path)
-        if strength != 1:
-            rescale(config, strength, path)
-        if beside:
-            if config.peft_type != adapted.peft_type:
-                raise CheckpointError(
-                    f"{path}: a {config.peft_type.value} adapter cannot stand beside {adapted.peft_type.value} ones on "
-                    "one base; load the base once more for it"
-                )
-            adapted.add_adapter(name, config)
-        else:
-            adapted = PeftModelForCausalLM(model, config, name)
-        device = next(iter(model.parameters())).device
-        result = adapted.load_adapter(str(path), name, torch_device=str(device))
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        with _fits(path, base):
+            config = _config(path)
+            if strength != 1:
+                rescale(config, strength, path)
+            if beside:
+                if config.peft_type != adapted.peft_type:
+                    raise CheckpointError(
+                        f"{path}: a {config.peft_type.value} adapter cannot stand beside {adapted.peft_type.value} "
+                        "ones on one base; load the base once more for it"
+                    )
+                adapted.add_adapter(name, config)
+            else:
+                adapted = PeftModelForCausalLM(model, config, name)
+            return _filled(adapted, name, path, base)
+    except CheckpointError:
         _undo(adapted, name, beside)
-        if isinstance(error, CheckpointError):
-            raise
+        raise
+
+
+def refill(adapted: PeftModelForCausalLM, name: str, path: Path, base: str) -> None:
+    """Put the weights of `path` into the layers of an adapter that was made with the same settings, which is quicker
+    than to make them anew.
+
+    Raises CheckpointError when they do not fit; what is on the base then is neither adapter: take it off.
+    """
+    with _fits(path, base):
+        _filled(adapted, name, path, base)
+
+
+@contextmanager
+def _fits(path: Path, base: str) -> Iterator[None]:
+    """Whatever PEFT raises is a CheckpointError."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: an adapter for another base than {base}: {brief(error)}") from None
+
+
+def _filled(adapted: Any, name: str, path: Path, base: str) -> PeftModelForCausalLM:
+    device = next(iter(adapted.parameters())).device
+    result = adapted.load_adapter(str(path), name, torch_device=str(device))
     missing, unexpected = result.missing_keys, result.unexpected_keys
-    if config.is_prompt_learning:  # PEFT reads it, and says all the same that it did not expect it
+    if adapted.peft_config[name].is_prompt_learning:  # PEFT reads it, and says all the same that it did not expect it
         unexpected = [key for key in unexpected if key != "prompt_embeddings"]
     wrong = [f"{kind}: {some(keys)}" for kind, keys in (("missing", missing), ("unexpected", unexpected)) if keys]
     if wrong:
-        _undo(adapted, name, beside)
         raise CheckpointError(f"{path}: an adapter for another base than {base}; {'; '.join(wrong)}")
     return cast(PeftModelForCausalLM, adapted.eval())
 

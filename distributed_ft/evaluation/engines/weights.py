@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, DynamicCache, PreTrainedModel
 
 from distributed_ft.errors import CheckpointError, brief, some
-from distributed_ft.model.adapters import num_virtual_tokens, put_on, take_off
+from distributed_ft.model.adapters import num_virtual_tokens, put_on, refill, take_off
 from distributed_ft.model.load import DTYPES
 from distributed_ft.model.methods import bottleneck
 from distributed_ft.model.quantized import keep_layout
@@ -30,6 +30,7 @@ class Weights:
         self._base, self._dtype, self._bits = base, dtype, bits
         self._model: PreTrainedModel | None = None
         self._adapter: PeftModelForCausalLM | None = None
+        self._settings: tuple[bytes, float] | None = None  # of the adapter, if another's weights can take their place
         self._bottlenecks: list[RemovableHandle] = []
         self._is_base = False  # the weights under the adapter are the base's
         self._shapes: dict[str, torch.Size] = {}  # of the base's tensors
@@ -38,8 +39,11 @@ class Weights:
 
     def use(self, weights: Path | None, strength: float = 1.0) -> None:
         """See `Engine`. Raises CheckpointError when the weights do not fit the base, whatever the difference."""
-        self._take_off()
         self._read = None
+        if weights is not None and self._adapter is not None and self._settings == _settings(weights, strength):
+            self._refill(weights)
+            return
+        self._take_off()
         if weights is not None and not is_adapter(weights):
             if strength != 1:
                 raise CheckpointError(f"{weights}: is a whole model, not an adapter: its strength cannot be changed")
@@ -108,13 +112,21 @@ class Weights:
         """Whether attention is computed by a mask of (query, key) that is ours to choose."""
         return self.model.config._attn_implementation in ("sdpa", "eager") and "position_ids" in self._accepted
 
+    def _refill(self, weights: Path) -> None:
+        assert self._adapter is not None
+        try:
+            refill(self._adapter, "default", weights, str(self._base))
+        except CheckpointError:
+            self._take_off()
+            raise
+
     def _take_off(self) -> None:
         """Take the adapter off that is on, if one is."""
         if self._adapter is not None:
             take_off(self._adapter)
         if self._bottlenecks:
             bottleneck.detach(self.model, self._bottlenecks)
-        self._adapter, self._bottlenecks, self.num_virtual = None, [], 0
+        self._adapter, self._bottlenecks, self.num_virtual, self._settings = None, [], 0, None
 
     def _load(self, directory: Path) -> PreTrainedModel:
         try:
@@ -162,6 +174,13 @@ class Weights:
         self.num_virtual = num_virtual_tokens(self._adapter)
         # PEFT leaves the trained copies of such modules in the base when it takes an adapter off
         self._is_base = not getattr(self._adapter.active_peft_config, "modules_to_save", None)
+        self._settings = _settings(weights, strength) if self._is_base and not self.num_virtual else None
+
+
+def _settings(weights: Path, strength: float) -> tuple[bytes, float] | None:
+    """All that an adapter's layers are made by; None of what is no adapter of PEFT."""
+    config = weights / "adapter_config.json"
+    return (config.read_bytes(), strength) if config.is_file() else None
 
 
 def _with_rows(cache: DynamicCache, rows: int) -> DynamicCache:

@@ -176,7 +176,7 @@ def _sizes(hidden: int, layers: int) -> dict[str, int]:
 
 @pytest.mark.parametrize("change", ["missing", "unexpected"])
 def test_an_adapter_with_a_tensor_too_few_or_too_many_is_refused(
-    engine: TransformersEngine, adapters: dict[str, Path], tmp_path: Path, change: str
+    engine: TransformersEngine, adapters: dict[str, Path], tmp_path: Path, files: Path, change: str
 ) -> None:
     shutil.copytree(adapters["kept"], tmp_path / "adapter")
     file = tmp_path / "adapter" / "adapter_model.safetensors"
@@ -186,8 +186,13 @@ def test_an_adapter_with_a_tensor_too_few_or_too_many_is_refused(
     if change == "unexpected":
         tensors |= {name: tensor, name.replace("layers.0", "layers.7"): tensor.clone()}
     save_file(tensors, file)
-    with pytest.raises(CheckpointError, match=change):
-        engine.use(tmp_path / "adapter")
+    for before in (None, adapters["kept"]):  # whose layers it would take over
+        engine.use(before)
+        with pytest.raises(CheckpointError, match=change):
+            engine.use(tmp_path / "adapter")
+    engine.use(None)
+    skills = read_examples(files / "skills.jsonl")
+    assert engine.generate(requests_of(files / "skills.jsonl")) == [reference(e) for e in skills]
 
 
 @pytest.mark.parametrize("change", ["missing", "unexpected"])
