@@ -135,6 +135,8 @@ def smoke(args: argparse.Namespace) -> int:
 
 
 def train(args: argparse.Namespace) -> int:
+    from distributed_ft import imports
+    from distributed_ft.config.load import load_resolved
     from launcher import local
 
     start = _start(args)
@@ -146,7 +148,9 @@ def train(args: argparse.Namespace) -> int:
     if not args.run.is_dir():
         return local.train(_load(args), start)
     _no_overrides(args)
-    return local.resume(_run_directory(args.run), start)
+    path = _run_directory(args.run)
+    imports.leave_out([load_resolved(path / "config.json")])
+    return local.resume(path, start)
 
 
 def verify_resume(args: argparse.Namespace) -> int:
@@ -324,9 +328,12 @@ def _runs_here() -> Path:
 
 
 def _load(args: argparse.Namespace) -> "LoadedRun":
+    from distributed_ft import imports
     from distributed_ft.config.load import load
 
-    return load(args.run, args.overrides)
+    loaded = load(args.run, args.overrides)
+    imports.leave_out([loaded.config])
+    return loaded
 
 
 def _run_directory(path: Path) -> Path:

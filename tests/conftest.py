@@ -9,6 +9,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALL
 from collections.abc import Callable
 from pathlib import Path
 
+import bitsandbytes  # noqa: F401  # before a command that runs in this process leaves it out (distributed_ft.imports)
 import pytest
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it starts in the background

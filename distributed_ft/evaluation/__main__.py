@@ -31,6 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             watch(options.run_dir, options.train_job, options.nproc)
         else:
+            from distributed_ft import imports
+            from distributed_ft.config.load import load_resolved
+
+            imports.leave_out([load_resolved(options.run_dir / "config.json")])
             from distributed_ft.evaluation.driver import evaluate
             from distributed_ft.model.load import quiet_libraries
 

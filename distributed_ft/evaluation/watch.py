@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from distributed_ft import imports
 from distributed_ft.artifacts import Checkpoint, RunDirectory, read_json, write_json
 from distributed_ft.config.load import load_resolved
 from distributed_ft.config.schema import EvaluationConfig, RunConfig
@@ -49,6 +50,7 @@ def watch(run_dir: Path, job: str | None = None, num_processes: int = 1) -> None
     trainer = _Trainer(run, job)
     trainer.wait_for_directory()
     config = load_resolved(run.config)
+    imports.leave_out([config])
     with run.evaluation_lock(), claiming(run) as claims:
         from distributed_ft.evaluation.driver import Evaluation
         from distributed_ft.evaluation.engines import opened

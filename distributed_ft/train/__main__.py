@@ -5,6 +5,7 @@ Several run directories are trained one after the other. A run directory must ex
 """
 
 import faulthandler
+import gc
 import logging
 import os
 import signal
@@ -44,6 +45,7 @@ def main() -> int:
     if len(sys.argv) < 2:
         print("usage: python -m distributed_ft.train RUN_DIR…", file=sys.stderr)
         return EXIT_USER
+    gc.disable()  # of what is imported nothing is garbage, and to look for it takes a second
     directories = [Path(argument) for argument in sys.argv[1:]]
     rank = int(os.environ.get("RANK", "0"))
     stop = StopRequest().listen(lambda: _end_now(rank, directories[0]), lambda: _count(rank))  # before heavy imports
@@ -102,17 +104,20 @@ def train(paths: Sequence[Path], rank: int, stop: StopRequest) -> None:
         if not (path / "config.json").is_file():  # before logs would make a directory of a mistyped name
             raise CheckpointError(f"{path}: not a run directory (no config.json); `dft train run.yaml` makes one")
     _log_to(paths[0], rank)
+    from distributed_ft import imports
     from distributed_ft.artifacts import RunDirectory
     from distributed_ft.config.launched import settled
     from distributed_ft.config.load import load_resolved
+
+    runs = [(RunDirectory(path), settled(load_resolved(path / "config.json"), os.environ)) for path in paths]
+    imports.leave_out([config for _, config in runs], "scipy")
     from distributed_ft.model.load import quiet_libraries
     from distributed_ft.parallel.world import form_world, rank_from_environment
     from distributed_ft.train import environment, preflight
 
     quiet_libraries()
     prepared = []
-    for directory in map(RunDirectory, paths):
-        config = settled(load_resolved(directory.config), os.environ)
+    for directory, config in runs:
         preflight.check_strategy(config, rank_from_environment()[1])
         environment.refuse_other_state(directory, config)
         prepared.append((directory, config, preflight.data_for(config, directory)))
@@ -127,10 +132,12 @@ def _train_one(
     directory: "RunDirectory", config: "RunConfig", data: "PreparedData", world: "World", stop: StopRequest
 ) -> None:
     """One run. No model stays on return, as there is no memory for two. (DeepSpeed keeps what it was given.)"""
+    from distributed_ft import imports
     from distributed_ft.train.fit import fit
     from distributed_ft.train.run import open_run
     from distributed_ft.train.whereabouts import Whereabouts
 
+    imports.all_imported()
     with _only_training(directory, world):
         where = Whereabouts(directory, world)
         try:

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
-from distributed_ft import artifacts, publishing
+from distributed_ft import artifacts
 from distributed_ft.artifacts import Checkpoint, RunDirectory
 from distributed_ft.config.schema import RunConfig
 from distributed_ft.errors import CheckpointError
@@ -30,6 +30,7 @@ from distributed_ft.model import methods
 from distributed_ft.model.load import DTYPES
 from distributed_ft.parallel.strategy import Strategy
 from distributed_ft.parallel.world import World
+from distributed_ft.publishing import prune, publish, staging
 from distributed_ft.train.model_check import Stored, check_model
 
 SHARD_BYTES = 2 * 2**30  # of a safetensors file of full weights: rank 0 never holds more than this
@@ -87,19 +88,19 @@ def save(
     begin = time.perf_counter()
     partial = run.checkpoints / f".{artifacts.step_name(state.step)}.partial"
     try:
-        _on_main(world, lambda: publishing.staging(run, state.step))
+        _on_main(world, lambda: staging(run, state.step))
         expected = write_model(strategy, model, config, world, partial / "model", run.adapter_start)
         writing = write_state(strategy, world, state, partial / "state", config.checkpoint.in_background)
     except (OSError, CheckpointException, CheckpointError) as error:
         raise _given_up(run, world, partial, state.step, error) from None
-    publish = functools.partial(_publish, run, config, world.aside(), partial, state.step, expected, writing, begin)
+    made_whole = functools.partial(_publish, run, config, world.aside(), partial, state.step, expected, writing, begin)
     publishing: Future[float] = Future()
     if config.checkpoint.in_background:
         thread = ThreadPoolExecutor(1, "checkpoint")
-        publishing = thread.submit(publish)
+        publishing = thread.submit(made_whole)
         thread.shutdown(wait=False)  # it ends when this is done
     else:
-        publishing.set_result(publish())
+        publishing.set_result(made_whole())
     return Saving(state.step, time.perf_counter() - begin, publishing)
 
 
@@ -129,12 +130,12 @@ def _publish(
         problem = error
     try:
         world.agree(problem)
-        _on_main(world, lambda: publishing.publish(run, partial, step, world.size))
+        _on_main(world, lambda: publish(run, partial, step, world.size))
     except (OSError, CheckpointError) as error:
         raise _given_up(run, world, partial, step, error) from None
     if world.is_main:
         try:
-            publishing.prune(run, config.checkpoint.keep)
+            prune(run, config.checkpoint.keep)
         except OSError as error:  # an old checkpoint that cannot be deleted harms nobody
             logging.getLogger("distributed_ft").warning("an old checkpoint could not be deleted: %s", error)
     return time.perf_counter() - begin
