@@ -33,9 +33,10 @@ check: venv ## lint, format, types, import rules, shell scripts
 	$(BIN)/lint-imports
 	$(BIN)/shellcheck .ci/run slurm/*.sbatch
 
-test: check ## check + the tests (what CI runs): those of one process two at a time, then those that start processes
+test: check ## check + the tests (what CI runs), two at a time but for those on a Slurm, which has the machine to itself
 	$(BIN)/pytest -m $(QUICK) --numprocesses 2 --dist loadfile tests/unit
-	$(BIN)/pytest -m $(QUICK) --ignore tests/unit
+	$(BIN)/pytest -m $(QUICK) --numprocesses 2 --dist worksteal tests/distributed tests/e2e
+	$(BIN)/pytest -m $(QUICK) tests/slurm tests/gpu
 
 test-matrix: venv ## every method on every strategy: parity, memory, reload, resume
 	$(BIN)/pytest -m "matrix or not slow" tests/distributed
