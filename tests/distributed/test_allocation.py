@@ -135,7 +135,7 @@ class Node:
 
     def ended(self) -> tuple[int, str]:
         """Exit code and stderr."""
-        _, errors = self.process.communicate(timeout=90)
+        _, errors = self.process.communicate(timeout=220)
         return self.process.returncode, errors
 
 

@@ -158,7 +158,7 @@ def test_model_directories_load_in_plain_transformers_and_peft_with_equal_logits
         base = "" if config.method.type == "full" else config.model.base
         asked.append((str(newest(run).model), base, BITS.get(case), str(tmp_path / f"{case}.pt")))
     command = [sys.executable, "-c", PLAIN, json.dumps(asked), str(tmp_path / "probe.pt")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "newly initialized" not in done.stderr
     for case, (_, _, expected) in plain.items():

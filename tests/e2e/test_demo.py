@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 def _demo(folder: Path, *arguments: str) -> str:
     command = [sys.executable, "-m", "launcher", "demo", *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=1700)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -57,7 +57,7 @@ def test_the_driver_ends_a_training_that_does_not_get_better_and_it_can_be_conti
             assert training.until(lambda: run.stop_verdict.exists() and read_json(run.stop_verdict)["stop"])
             release(training)
             assert training.wait() == 0, training.stderr
-            _, errors = driver.communicate(timeout=120)
+            _, errors = driver.communicate(timeout=300)
         finally:
             driver.kill()
         assert driver.returncode == 0, errors

@@ -43,7 +43,7 @@ def make_yaml(tmp_path: Path, bases: Callable[..., Path]) -> MakeYaml:
 def prepared(run_yaml: Path, *arguments: str) -> tuple[RunDirectory, str]:
     """The run directory, and the command that starts it, as `dft train --prepare-only` says it."""
     command = [sys.executable, "-m", "launcher", "train", str(run_yaml), "--nproc", "2", "--prepare-only", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return RunDirectory(run_yaml.parent / "runs" / run_yaml.stem), done.stdout.splitlines()[-1].strip()
 
@@ -58,7 +58,7 @@ def by_hand(command: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "PATH": path},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
     )
 
 

@@ -23,7 +23,7 @@ def one_rank(path: Path, environment: dict[str, str]) -> tuple[int, list[str]]:
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     return done.returncode, done.stderr.splitlines()
 

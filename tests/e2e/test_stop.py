@@ -79,7 +79,7 @@ def assert_another_is_refused(training: Training, run_yaml: Path) -> None:
         assert f"another training is running there (process {training.process.pid} on " in other.stderr
         other.ranks = dict  # type: ignore[method-assign]  # they are the first one's
     alone = [sys.executable, "-m", "distributed_ft.train", str(training.run.path)]  # as torchrun or srun start it
-    done = subprocess.run(alone, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(alone, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2, done.stderr
     assert "another training is running there" in done.stderr
     assert curve(training.run) == before
@@ -177,7 +177,7 @@ def test_a_stop_while_the_ranks_tokenise_again_is_resumable(tmp_path: Path, base
             time.sleep(0.01)
         asked = time.monotonic()
         process.send_signal(signal.SIGUSR1)
-        _, stderr = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=150)
         assert time.monotonic() - asked < 5
     message = f"stopped on request before the first step; continue with: dft train {run.path}"
     assert (process.returncode, stderr.splitlines()[-1]) == (75, message)

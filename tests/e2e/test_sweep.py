@@ -21,7 +21,7 @@ def run_yaml(tmp_path: Path, bases: Callable[..., Path]) -> Path:
 
 def _sweep(run_yaml: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "launcher", "sweep", str(run_yaml), *arguments]
-    return subprocess.run(command, cwd=run_yaml.parent, capture_output=True, text=True, timeout=180)
+    return subprocess.run(command, cwd=run_yaml.parent, capture_output=True, text=True, timeout=450)
 
 
 def test_a_combination_that_cannot_work_is_named_before_any_run_starts(run_yaml: Path) -> None:

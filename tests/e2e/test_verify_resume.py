@@ -27,7 +27,7 @@ def make_yaml(tmp_path_factory: pytest.TempPathFactory, bases: Callable[..., Pat
 def _verify(run_yaml: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "launcher", "verify-resume", str(run_yaml), *arguments]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    return subprocess.run(command, cwd=run_yaml.parent, env=environment, capture_output=True, text=True, timeout=180)
+    return subprocess.run(command, cwd=run_yaml.parent, env=environment, capture_output=True, text=True, timeout=450)
 
 
 @pytest.mark.slow  # the guide that test_documents runs has this command too

@@ -39,7 +39,7 @@ def test_a_side_car_scores_what_a_live_training_removes_and_changes_nothing_in_i
         [sys.executable, "-m", "launcher", "eval", str(tmp_path / "runs" / "run"), "--watch"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert early.returncode == 2
     assert "no such run directory" in early.stderr
@@ -51,7 +51,7 @@ def test_a_side_car_scores_what_a_live_training_removes_and_changes_nothing_in_i
         (rank,) = training.ranks().values()
         kill(rank, signal.SIGSTOP)  # while no driver is there, a checkpoint that is removed is not scored
         first.terminate()  # pre-empted
-        said = first.communicate(timeout=60)
+        said = first.communicate(timeout=150)
         assert first.returncode == 75, said
         lock = training.run.evaluation / ".lock"
         former = lock.read_text()
@@ -60,7 +60,7 @@ def test_a_side_car_scores_what_a_live_training_removes_and_changes_nothing_in_i
         kill(rank, signal.SIGCONT)
         code = training.wait()
         assert code == 0, training.stderr
-        out, errors = second.communicate(timeout=120)
+        out, errors = second.communicate(timeout=300)
         assert second.returncode == 0, errors
     run = training.run
     scored = {result.model for result in run.task_results()}
