@@ -5,8 +5,10 @@ import difflib
 import io
 import json
 import logging
+import os
 import re
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +137,7 @@ def smoke(args: argparse.Namespace) -> int:
 
 
 def train(args: argparse.Namespace) -> int:
+    os.environ["DFT_BEGAN"] = str(time.time())  # for the ranks to say how long the start took
     from distributed_ft import imports
     from distributed_ft.config.load import load_resolved
     from launcher import local

@@ -30,6 +30,7 @@ from distributed_ft.errors import (
     disk_problem,
 )
 from distributed_ft.train.signals import StopRequest
+from distributed_ft.train.startup import Startup
 
 if TYPE_CHECKING:
     from distributed_ft.artifacts import RunDirectory
@@ -104,6 +105,7 @@ def train(paths: Sequence[Path], rank: int, stop: StopRequest) -> None:
         if not (path / "config.json").is_file():  # before logs would make a directory of a mistyped name
             raise CheckpointError(f"{path}: not a run directory (no config.json); `dft train run.yaml` makes one")
     _log_to(paths[0], rank)
+    startup = Startup()
     from distributed_ft import imports
     from distributed_ft.artifacts import RunDirectory
     from distributed_ft.config.launched import settled
@@ -116,20 +118,29 @@ def train(paths: Sequence[Path], rank: int, stop: StopRequest) -> None:
     from distributed_ft.train import environment, preflight
 
     quiet_libraries()
+    startup.done("imports")
     prepared = []
     for directory, config in runs:
         preflight.check_strategy(config, rank_from_environment()[1])
         environment.refuse_other_state(directory, config)
         prepared.append((directory, config, preflight.data_for(config, directory)))
+    startup.done("data")
     asked_for = os.environ.get("DFT_WORLD_SIZE")
     world = form_world(int(asked_for) if asked_for else None)
+    startup.done("processes")
     for directory, config, data in prepared:
         _log_to(directory.path, rank)
-        _train_one(directory, config, data, world, stop)
+        _train_one(directory, config, data, world, stop, startup)
+        startup.another()
 
 
 def _train_one(
-    directory: "RunDirectory", config: "RunConfig", data: "PreparedData", world: "World", stop: StopRequest
+    directory: "RunDirectory",
+    config: "RunConfig",
+    data: "PreparedData",
+    world: "World",
+    stop: StopRequest,
+    startup: Startup,
 ) -> None:
     """One run. No model stays on return, as there is no memory for two. (DeepSpeed keeps what it was given.)"""
     from distributed_ft import imports
@@ -144,6 +155,9 @@ def _train_one(
             run = open_run(config, directory, data, world, stop, where)
             place = (world.rank, world.size, world.device)
             log.info("rank %d of %d on %s: step %d of %d", *place, run.state.step, run.total_steps)
+            startup.done("model")
+            if run.metrics is not None:
+                run.metrics.ready(startup)
             try:
                 fit(run)
             finally:

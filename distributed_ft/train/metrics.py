@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distributed_ft.artifacts import RunDirectory, append_json_line, read_json_lines, write_atomic
+from distributed_ft.train.startup import Startup
 from distributed_ft.train.trackers import Tracker
 
 PROGRESS_SECONDS = 10.0  # between progress lines where stderr is a file
@@ -60,6 +61,12 @@ class Metrics:
             kept = [r for r in read_json_lines(self.run.metrics) if r["step"] <= step]
             kept = [r for r in kept if not (validation_owed and r["step"] == step and "val_loss" in r)]
             write_atomic(self.run.metrics, "".join(json.dumps(r) + "\n" for r in kept))
+
+    def ready(self, startup: Startup) -> None:
+        """Record how long the start took, by part; the first step comes next."""
+        parts = {**startup.parts, "total": sum(startup.parts.values())}
+        self._scalars(self._start_step, {f"startup/{part}": seconds for part, seconds in parts.items()})
+        self.say(startup.line())
 
     def step(self, record: StepRecord, memory_bytes: int | None) -> None:
         """Record a finished step; memory_bytes: this device's peak, None on a CPU."""
