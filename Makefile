@@ -63,9 +63,11 @@ bench: venv ## benchmarks against a bare loop and TRL, and of data; results in b
 	$(BIN)/python -m benchmarks.vs_trl_cpu
 	$(BIN)/python -m benchmarks.data_vs_trl
 	$(BIN)/python -m benchmarks.data_scaling
+	$(BIN)/python -m benchmarks.page
 
 bench-gpu: venv ## an 8B model with LoRA and QLoRA on one GPU: tokens/s, MFU, peak memory (20 GB in $TMPDIR)
 	$(BIN)/python -m benchmarks.train_8b
+	$(BIN)/python -m benchmarks.page
 
 bench-eval: venv ## the evaluation: planted failures, forgetting's shape, intervals, speed beside lm-eval (an hour)
 	$(BIN)/python -m benchmarks.diagnosis_quality --work build/diagnosis --seeds 4
@@ -73,6 +75,7 @@ bench-eval: venv ## the evaluation: planted failures, forgetting's shape, interv
 	$(BIN)/python -m benchmarks.interval_coverage
 	$(BIN)/python -m benchmarks.eval_vs_harness
 	$(BIN)/python -m benchmarks.eval_extra_checkpoint
+	$(BIN)/python -m benchmarks.page
 
 base-model: venv ## train the embedded base from scratch (about an hour on one core)
 	$(BIN)/python -m recipes.data --out distributed_ft/assets

@@ -7,10 +7,10 @@ temporary folder ($TMPDIR needs 20 GB); the tokenizer is the embedded one. Each 
 one at a time, in a fresh process: rank 16 on all linear layers, every layer recomputed, sequences of 4,096 tokens
 packed from documents of several lengths. The first 5 steps warm up and are not counted.
 
-Reported per method: tokens/s (all tokens of the batch, supervised or not), the time of a step, MFU (see
-`distributed_ft.train.flops`; attention counts the tokens of a token's own document, not of the sequence; recomputation
-does not count), peak GPU memory allocated and reserved while training, and the seconds from an empty process group to a
-model that can be trained.
+Reported per method: tokens/s (all tokens of the batch, supervised or not), the time of a step, MFU and HFU (see
+`distributed_ft.train.flops`: 4 P + 6 P_lora + 6 L d s a token; in HFU what recomputation adds too; attention counts the
+tokens of a token's own document, not of the sequence), peak GPU memory allocated and reserved while training, and the
+seconds from an empty process group to a model that can be trained.
 """
 
 import argparse
@@ -200,7 +200,9 @@ def measure(folder: Path, config: RunConfig) -> dict[str, Any]:
     trainable, total = found["parameters"]
     lengths = case.data.train[0].lengths
     document = float((lengths**2).sum() / lengths.sum())  # tokens of the document that a token is in, on average
-    cost = flops.flops_per_token(AutoConfig.from_pretrained(config.model.base), total, trainable, round(document))
+    architecture = AutoConfig.from_pretrained(config.model.base)
+    cost = flops.flops_per_token(architecture, total, trainable, round(document))
+    again = flops.recomputed_flops_per_token(architecture, total - trainable, round(document))
     on_gpu = found["gpu_training"] is not None
     peak = flops.peak_flops(torch.cuda.get_device_name()) if on_gpu else None
     return {
@@ -212,7 +214,9 @@ def measure(folder: Path, config: RunConfig) -> dict[str, Any]:
         "tokens_per_second": speed,
         "step_seconds": harness.spread(seconds),
         "flops_per_token": cost,
+        "recomputed_flops_per_token": again,
         "mfu": cost * speed / peak if peak is not None else None,
+        "hfu": (cost + again) * speed / peak if peak is not None else None,
         "peak_allocated_bytes": found["gpu_training"]["allocated"] if on_gpu else None,
         "peak_reserved_bytes": found["gpu_training"]["reserved"] if on_gpu else None,
         "loading_peak_allocated_bytes": found["gpu_loading"]["allocated"] if on_gpu else None,
@@ -279,14 +283,14 @@ def render(result: Mapping[str, Any]) -> str:
             arm["method"]["type"],
             f"{arm['tokens_per_second']:,.0f}",
             harness.milliseconds(arm["step_seconds"]),
-            "" if arm["mfu"] is None else f"{arm['mfu']:.1%}",
+            *("" if arm[share] is None else f"{arm[share]:.1%}" for share in ("mfu", "hfu")),
             *(_gib(arm[key]) for key in ("peak_allocated_bytes", "peak_reserved_bytes")),
             f"{arm['load_seconds']:.1f} s",
         ]
         for arm in result["arms"]
     ]
     environment = result["environment"]
-    header = ["method", "tokens/s", "ms a step", "MFU", "allocated", "reserved", "load"]
+    header = ["method", "tokens/s", "ms a step", "MFU", "HFU", "allocated", "reserved", "load"]
     where = environment.get("gpu", environment["device"])
     return f"a base of {_gib(result['base_bytes'])} in bf16, on {where}\n" + harness.table(header, rows)
 
