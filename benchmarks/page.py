@@ -146,6 +146,12 @@ def _beside() -> str:
     """Figures that other pages are about, in a line each."""
     rows = []
     data, evaluation, further = (result(name) for name in ("data_vs_trl", "eval_vs_harness", "eval_extra_checkpoint"))
+    planned = result("plan_memory")
+    if planned is not None:
+        errors = [abs(case["error"]) for case in planned["cases"].values()]
+        near = sum(error <= planned["allowed"] for error in errors)
+        told = f"memory that `dft plan` counts, within {planned['allowed']:.0%} of the measured peak"
+        rows.append([told, f"{near} of {len(errors)} runs", _date(planned)])
     if data is not None:
         faster = data["rows"][max(data["rows"], key=int)]["times_faster"]["1"]["wall"]
         rows.append(["tokenise, mask and pack, one core, beside TRL", f"{faster:.1f}x", _date(data)])

@@ -41,6 +41,18 @@ def check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config-only", action="store_true", help="without looking at model and data")
 
 
+def plan(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example optim.micro_batch_size=2")
+    parser.add_argument("--gpu", required=True, metavar="KIND[:N]", help="GPUs of a node, for example h100:8")
+    parser.add_argument("--nodes", type=positive, default=1, metavar="N", help="nodes (1)")
+    parser.add_argument("--prices", type=Path, metavar="FILE", help="your prices, USD a GPU hour: lines like h100: 2.1")
+    parser.add_argument(
+        "--patience", type=natural, default=40, metavar="S", help="begin no proposal after S seconds (40); 0: none"
+    )
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
 def train(parser: argparse.ArgumentParser) -> None:
     run_yaml(parser, "a run.yaml, or the directory of a run to continue")
     parser.add_argument("--resume", action="store_true", help="continue where the run stands (the default)")

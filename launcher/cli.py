@@ -225,6 +225,18 @@ def evaluate(args: argparse.Namespace) -> int:
     return local.evaluate(run, args.checkpoints, args.overrides, args.watch, args.train_job, args.nproc)
 
 
+def plan(args: argparse.Namespace) -> int:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # nothing of this machine's is planned for, or touched
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    loaded = _load(args)
+    from distributed_ft.plan.answer import plan as make_plan
+    from launcher import planning
+
+    found = make_plan(loaded, args.gpu, args.nodes, args.prices, args.patience)
+    print(planning.as_json(loaded, found) if args.json else planning.text(loaded, found))
+    return EXIT_DONE
+
+
 def report(args: argparse.Namespace) -> int:
     run = _run_directory(args.run)  # before the heavy imports: a mistake is answered at once
     from distributed_ft.evaluation.report.write import write
@@ -363,6 +375,7 @@ VERBS = {
     "data audit": Verb(data_audit, arguments.data_audit, "say what is wrong with a run's data, or with data files"),
     "data preview": Verb(data_preview, arguments.data_preview, "rows as the model sees them, what is learned marked"),
     "data prepare": Verb(data_prepare, arguments.data_prepare, "clean raw data, split it by group, write a data card"),
+    "plan": Verb(plan, arguments.plan, "say whether a run.yaml fits on given GPUs, how fast it is, and what it costs"),
     "train": Verb(train, arguments.train, "train a run.yaml, or continue a run"),
     "verify-resume": Verb(
         verify_resume,

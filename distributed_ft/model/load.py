@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -24,7 +25,7 @@ from distributed_ft.errors import ConfigError
 from distributed_ft.model import attention, weights
 from distributed_ft.model.quantized import keep_layout
 from distributed_ft.model.recompute import set_recompute
-from distributed_ft.model.weights import Weights
+from distributed_ft.model.weights import Slot, Weights
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -98,10 +99,15 @@ def load_model(
 
 
 def build_model(
-    config: ModelConfig, storage: torch.dtype, device: torch.device, quantization: BitsAndBytesConfig | None = None
+    config: ModelConfig,
+    storage: torch.dtype,
+    device: torch.device,
+    quantization: BitsAndBytesConfig | None = None,
+    find: Callable[[PreTrainedModel, Path], tuple[Slot, ...] | None] = weights.slots,
 ) -> tuple[PreTrainedModel, Weights | None]:
     """The base without memory, and what to fill it with once it is sharded; or, where its files cannot be read tensor
-    by tensor (see `weights.slots`), the base as `load_model` loads it, and None. Arguments and errors as there.
+    by tensor (`find` gives None: see `weights.slots`), the base as `load_model` loads it, and None. Other arguments and
+    errors as there.
 
     What no file holds (rotary tables) is there, on the CPU.
     """
@@ -119,7 +125,7 @@ def build_model(
         quantizer = AutoHfQuantizer.from_config(quantization, pre_quantized=False)
         quantizer.preprocess_model(model, device_map={"": "cpu"})
         quantizer.postprocess_model(model)
-    slots = None if odd else weights.slots(model, folder)
+    slots = None if odd else find(model, folder)
     if slots is None:
         return load_model(config, storage, device, quantization), None
     content = Weights(slots, storage, quantization)

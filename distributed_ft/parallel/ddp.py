@@ -37,9 +37,15 @@ class Ddp:
         self.optimizer = make_optimizer(self.module)
         if self.world.size == 1:
             return self.module
-        self.wrapped = DistributedDataParallel(self.module, broadcast_buffers=False, gradient_as_bucket_view=True)
+        self.wrapped = DistributedDataParallel(
+            self.module,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+            init_sync=not self.world.imagined,  # it compares what the ranks have
+        )
         self.wrapped.register_comm_hook(None, _sum_hook)
-        self._settle_buckets(self.wrapped)
+        if not self.world.imagined:
+            self._settle_buckets(self.wrapped)
         return self.wrapped
 
     def _settle_buckets(self, wrapped: nn.Module) -> None:
@@ -77,5 +83,10 @@ class Ddp:
 def _sum_hook(_: Any, bucket: GradBucket) -> torch.futures.Future[Tensor]:
     """DDP divides by the world size; the loss is already divided by the global token count, so here it is a sum."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)
-    summed: torch.futures.Future[Tensor] = work.get_future().then(lambda future: future.value()[0])
+
+    def done(future: Any) -> Tensor:
+        future.value()  # raises what went wrong
+        return bucket.buffer()
+
+    summed: torch.futures.Future[Tensor] = work.get_future().then(done)
     return summed

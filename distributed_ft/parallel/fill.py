@@ -29,7 +29,7 @@ def fill(module: nn.Module, content: Weights, world: World, device: torch.device
     for turn, slot in enumerate(content.slots):
         slot.retie()
         if slot.packed:
-            packed = _quantized(slot, content, world, turn % world.size)
+            packed = _quantized(slot, content, world, turn)
             if isinstance(slot.tensor, DTensor):
                 local(slot.tensor).copy_(packed[_rows(slot.tensor)])
             else:
@@ -46,7 +46,7 @@ def fill_slot(slot: Slot, content: Weights, world: World, turn: int) -> None:
     4-bit weights are whole on every rank, read by the rank whose `turn` it is; so are buffers, which nobody partitions.
     """
     if slot.packed:
-        slot.module.weight = content.packed(_quantized(slot, content, world, turn % world.size), slot.module)
+        slot.module.weight = content.packed(_quantized(slot, content, world, turn), slot.module)
         return
     whole = torch.empty_like(slot.tensor, device=world.device)
     if isinstance(slot.tensor, nn.Parameter):
@@ -68,12 +68,13 @@ def _rows_of_run(whole: Tensor, world: World) -> slice:
     return slice(start // width, -(-end // width))
 
 
-def _quantized(slot: Slot, content: Weights, world: World, reader: int) -> Tensor:
-    """The bytes of a tensor that rank `reader` reads and quantises, on every rank's device; its module gets the
-    scales."""
+def _quantized(slot: Slot, content: Weights, world: World, turn: int) -> Tensor:
+    """The bytes of a tensor that the rank whose `turn` it is reads and quantises, on every rank's device; its module
+    gets the scales."""
     packed = torch.empty(slot.tensor.shape, dtype=torch.uint8, device=world.device)
     state: Any = None
-    if world.rank == reader:
+    reader = turn % world.size
+    if world.has_turn(turn):
         packed, state = content.quantize(slot, world.device)
         state.to("cpu")
     if world.size > 1:

@@ -32,6 +32,7 @@ class World:
     device: torch.device
     patient: dist.ProcessGroup | None = None  # for waiting for work of one rank, which takes as long as it takes
     background: dist.ProcessGroup | None = None  # for one thread beside the training; no other may speak there
+    imagined: bool = False  # no other process is there, and no tensor has data: see `distributed_ft.plan`
 
     @property
     def is_main(self) -> bool:
@@ -42,6 +43,10 @@ class World:
         """The same place, for a thread beside the training: its `from_main` and `agree` meet on a group of their own.
         (On the training's own group the words of the two would be taken for one another.)"""
         return replace(self, patient=self.background)
+
+    def has_turn(self, turn: int) -> bool:
+        """Whether this rank does the work that ranks take in turns."""
+        return turn % self.size == self.rank
 
     def sum(self, *values: float) -> tuple[float, ...]:
         """Each value summed over all ranks, in fp64. A collective: every rank calls it."""

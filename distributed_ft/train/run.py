@@ -6,11 +6,12 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from distributed_ft.artifacts import RunDirectory
 from distributed_ft.config import compat
 from distributed_ft.config.load import leaves
-from distributed_ft.config.schema import LowRank, RunConfig
+from distributed_ft.config.schema import LowRank, ModelConfig, RunConfig
 from distributed_ft.data.order import Order
 from distributed_ft.data.store import PreparedData, TokenStore
 from distributed_ft.errors import CheckpointError, ConfigError, FtError
@@ -34,6 +35,11 @@ from distributed_ft.train.optim import make_optimizer
 from distributed_ft.train.signals import StopRequest
 from distributed_ft.train.trackers import open_trackers
 from distributed_ft.train.whereabouts import Whereabouts
+
+LoadBase = Callable[[ModelConfig, torch.dtype, torch.device, BitsAndBytesConfig | None], PreTrainedModel]
+BuildBase = Callable[
+    [ModelConfig, torch.dtype, torch.device, BitsAndBytesConfig | None], tuple[PreTrainedModel, Weights | None]
+]
 
 
 @dataclass
@@ -127,15 +133,17 @@ def open_run(
     return run
 
 
-def build(config: RunConfig, world: World) -> tuple[TokenLoss, Weights | None]:
+def build(
+    config: RunConfig, world: World, build_base: BuildBase = build_model, load_base: LoadBase = load_model
+) -> tuple[TokenLoss, Weights | None]:
     """The model with its method applied and the loss around it, the same on every rank, on the CPU or without memory:
-    then with what it is to be filled with."""
+    then with what it is to be filled with. `build_base`, `load_base`: where the base comes from, if not from files."""
     compute = DTYPES[config.model.dtype]
     storage, bits = methods.storage_dtype(config.method, compute), quantization(config.method, compute)
     if methods.needs_weights(config.method):
-        model, content = load_model(config.model, storage, world.device, bits), None
+        model, content = load_base(config.model, storage, world.device, bits), None
     else:
-        model, content = build_model(config.model, storage, world.device, bits)
+        model, content = build_base(config.model, storage, world.device, bits)
     torch.manual_seed(config.seed)  # adapters start the same everywhere
     adapted = methods.apply(model, config.method)
     noise = config.method.neftune_alpha if isinstance(config.method, LowRank) else None

@@ -230,7 +230,8 @@ REFUSED = {
     "chekc run.yaml": "dft: error: 'chekc' is not a command; did you mean 'check'?\n",
     "xyz": (
         "dft: error: 'xyz' is not a command; verbs: demo, check, schema, smoke, matrix, data audit, data preview, data "
-        "prepare, train, verify-resume, sweep, compare, eval, submit, status, logs, cancel, report, export, chat\n"
+        "prepare, plan, train, verify-resume, sweep, compare, eval, submit, status, logs, cancel, report, export, "
+        "chat\n"
     ),
     "train gone.yaml": "dft: error: gone.yaml: no such file\n",
     "train base": (
