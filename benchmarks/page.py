@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     options.out.write_text(page())
     versus = result("vs_trl_cpu")
-    if versus is not None:
+    if versus is not None and options.out == PAGE:
         plot(versus, PLOT)
     print(f"wrote {options.out}")
     return 0

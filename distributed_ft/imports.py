@@ -6,8 +6,10 @@ of several ranks pays it.
 """
 
 import gc
+import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from distributed_ft.config.schema import QloraMethod, RunConfig
@@ -22,10 +24,26 @@ def leave_out(configs: Sequence[RunConfig], *others: str) -> None:
 
 
 def _needs_bitsandbytes(config: RunConfig) -> bool:
-    return isinstance(config.method, QloraMethod) or "8bit" in config.optim.name
+    """Or perhaps: a base may be quantised already, and of one on the hub nobody knows before it is there."""
+    if isinstance(config.method, QloraMethod) or "8bit" in config.optim.name:
+        return True
+    try:
+        return "quantization_config" in json.loads(_config_of(config.model.base).read_bytes())
+    except (OSError, ValueError):
+        return True
+
+
+def _config_of(base: str) -> Path:
+    """Of a directory, or of what is in the hub's cache."""
+    if Path(base).is_dir():
+        return Path(base) / "config.json"
+    from huggingface_hub import try_to_load_from_cache
+
+    return Path(str(try_to_load_from_cache(base, "config.json")))
 
 
 def all_imported() -> None:
-    """What is there now stays: look for garbage (from which `gc.disable` kept the imports) in what comes after it."""
+    """What is there now stays: look for garbage (from which `gc.disable` kept the imports) in what comes after it. For
+    once, before there is a model: what is frozen is never freed."""
     gc.enable()
     gc.freeze()

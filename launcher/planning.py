@@ -92,15 +92,12 @@ def _speed(plan: "Plan") -> list[Line]:
     speed = plan.asked.speed
     parts = f"computing {speed.compute:.2f}, weights and update {speed.weights:.2f}, talking {speed.communication:.2f}"
     gpu = plan.asked.cluster.gpu
-    lines = [
+    return [
         ("", ""),
         ("speed", f"estimate, not measured: {gpu.achieved:.0%} of {gpu.bf16:g} TFLOP/s, talking mostly overlapped"),
         ("", f"{speed.step:.2f} s a step ({parts}); {speed.tokens_per_second:,.0f} tokens/s"),
         ("price", f"{gpu.price:.2f} USD a GPU hour ({plan.prices_of}); {_cost(plan, plan.asked)}"),
     ]
-    if gpu.name == "T4":
-        lines.append(("note", "a T4 computes bf16 in software: it will be slower than this"))
-    return lines
 
 
 def _cost(plan: "Plan", choice: "Choice") -> str:
@@ -117,7 +114,7 @@ def _gpus(plan: "Plan") -> str:
         (
             f"{choice.cluster.size} x {choice.cluster.gpu.name}",
             f"{choice.need:.1f} of {choice.cluster.gpu.memory:g} GiB",
-            "fits" if choice.fits else "no",
+            ("fits" if choice.fits else "no") + ("*" if _without_bf16(plan, choice) else ""),
             f"{choice.speed.tokens_per_second:,.0f}",
             f"{choice.price_of(MILLION):.2f}",
         )
@@ -125,7 +122,14 @@ def _gpus(plan: "Plan") -> str:
     ]
     header = ("the same run on", "memory", "", "tokens/s", "USD for 1M tokens")
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in (header, *rows))
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in (header, *rows)]
+    if any(_without_bf16(plan, choice) for choice in choices):
+        lines.append("* has no bf16: it will be slower than this, and attention may take more memory than was counted")
+    return "\n".join(lines)
+
+
+def _without_bf16(plan: "Plan", choice: "Choice") -> bool:
+    return choice.cluster.gpu.name == "T4" and plan.config.model.dtype == "bf16"
 
 
 def _proposals(loaded: LoadedRun, plan: "Plan") -> str:
@@ -142,8 +146,18 @@ def _proposals(loaded: LoadedRun, plan: "Plan") -> str:
     best, choice = plan.proposals[0]
     if choice.fits:
         settings = [f"{key}={_value(value)}" for key, value in best.changes.items()]
-        lines.append(f"to take the first: {shlex.join(['dft', 'train', str(loaded.source), *settings])}")
+        lines.append(f"to take the first: {_command(loaded, choice, settings)}")
     return "\n".join(lines) + unfinished
+
+
+def _command(loaded: LoadedRun, choice: "Choice", settings: list[str]) -> str:
+    """What starts the run with these settings, beside those that were given already."""
+    cluster = choice.cluster
+    start = ["dft", "train", str(loaded.source), "--nproc", str(cluster.per_node)]
+    if cluster.nodes > 1:
+        shape = ["--nodes", str(cluster.nodes), "--gpus-per-node", str(cluster.per_node)]
+        start = ["dft", "submit", str(loaded.source), *shape]
+    return shlex.join([*start, *loaded.overrides, *settings])
 
 
 def _value(value: Any) -> str:

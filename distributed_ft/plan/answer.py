@@ -4,6 +4,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from transformers import PretrainedConfig
+
 from distributed_ft.config import compat
 from distributed_ft.config.load import LoadedRun
 from distributed_ft.config.schema import DeepspeedStrategy, LauncherStrategy, QloraMethod, RunConfig
@@ -69,8 +71,8 @@ def plan(loaded: LoadedRun, gpu: str, nodes: int, prices: Path | None, patience:
     config = loaded.config
     _check(config, cluster.size)
     shape = architecture(config.model.base)
-    config, stand_ins = _plannable(config, shape)
-    form = architecture_of(config.model.base)
+    form = architecture_of(str(shape.directory))
+    config, stand_ins = _plannable(config, shape, form)
     memory = measure(config, cluster.size)
 
     def choice(config: RunConfig, memory: Memory, cluster: Cluster) -> Choice:
@@ -86,12 +88,15 @@ def plan(loaded: LoadedRun, gpu: str, nodes: int, prices: Path | None, patience:
         begin + patience,
     )
     others = (Cluster(kind, gpu, cluster.per_node, nodes) for kind, gpu in known.items() if kind != cluster.kind)
+    asked = choice(config, memory, cluster)
     with_choice = [(p, choice(p.config, p.memory, cluster)) for p in tried]
+    if asked.fits:
+        with_choice = [(p, c) for p, c in with_choice if c.speed.step < asked.speed.step]
     return Plan(
         config=loaded.config,
         architecture=shape,
         memory=memory,
-        asked=choice(config, memory, cluster),
+        asked=asked,
         others=tuple(choice(config, memory, other) for other in others),
         proposals=tuple(sorted(with_choice, key=lambda p: (not p[1].fits, p[1].speed.step))),
         tried_all=tried_all,
@@ -119,7 +124,7 @@ def _check(config: RunConfig, world_size: int) -> None:
         raise ConfigError("\n".join(problems))
 
 
-def _plannable(config: RunConfig, shape: Architecture) -> tuple[RunConfig, tuple[str, ...]]:
+def _plannable(config: RunConfig, shape: Architecture, form: PretrainedConfig) -> tuple[RunConfig, tuple[str, ...]]:
     """The config that is measured, and what in it is not the user's."""
     notes = []
     model = config.model.model_copy(update={"base": str(shape.directory)})
@@ -130,6 +135,12 @@ def _plannable(config: RunConfig, shape: Architecture) -> tuple[RunConfig, tuple
     if optim.name == "paged_adamw_8bit":
         notes.append("moments of paged_adamw_8bit are counted as if they stayed on the GPU")
         optim = optim.model_copy(update={"name": "adamw_8bit"})
+    if config.model.dtype == "fp32":
+        notes.append("fp32 is timed as bf16 is: it will be several times slower than this")
+    if optim.name == "sgd" and config.method.type == "full":
+        notes.append("sgd may take 4 bytes a parameter more for a moment on a GPU (torch updates all at once there)")
+    if any(hasattr(form.get_text_config(), key) for key in ("num_experts", "num_local_experts", "n_routed_experts")):
+        notes.append("time is that of all experts: a token passes through a few, so it will be faster than this")
     return config.model_copy(update={"model": model, "optim": optim}), tuple(notes)
 
 

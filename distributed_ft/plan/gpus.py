@@ -72,7 +72,7 @@ def table(prices: Path | None = None) -> tuple[dict[str, Gpu], str]:
             raise ConfigError(f"{prices}: {kind}: {price} is no price; write USD for a GPU and hour")
         kind = _known(kind, gpus, str(prices))
         gpus[kind] = replace(gpus[kind], price=price)
-    return gpus, f"{prices}"
+    return gpus, f"{prices}; of others {shipped['prices_of']}"
 
 
 def cluster(text: str, nodes: int, gpus: dict[str, Gpu]) -> Cluster:

@@ -1,7 +1,7 @@
 """How much memory a run takes: its own code is run for two steps, on tensors without data, and counted.
 
 What is counted is what torch's allocator would have handed out (`memory_allocated`): every tensor, from the moment when
-an operation makes it. What no tensor shows comes on top, as a constant (`distributed_ft.plan.machines`): the driver's
+an operation makes it. What no tensor shows comes on top, as a constant (`distributed_ft.plan.gpus`): the driver's
 context, the collectives' channels, the matrix products' workspaces, and what the allocator keeps in pieces.
 
 On a GPU other kernels run than on the CPU whose code is followed here. Of attention both keep inputs, outputs and one

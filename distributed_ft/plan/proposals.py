@@ -8,12 +8,15 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from distributed_ft.config import checks, compat
 from distributed_ft.config.schema import DdpStrategy, FsdpStrategy, LoraMethod, QloraMethod, RunConfig
 from distributed_ft.errors import ConfigError
 from distributed_ft.plan.measure import Memory
 
+_PROPOSED = ("model", "method", "strategy", "optim")  # sections in which something is changed
 Changes = dict[str, Any]  # dotted key -> value, as `dft train run.yaml key=value` takes it
 Measure = Callable[[RunConfig], Memory]
 Fits = Callable[[Memory], bool]
@@ -45,6 +48,8 @@ def proposals(
         if time.monotonic() > until:
             return tried, False
         changed = with_changes(config, changes)
+        if _refused(changed, world_size):
+            continue
         try:
             found = measure(changed)
         except ConfigError:  # this architecture, or this method, cannot
@@ -53,6 +58,14 @@ def proposals(
         if tried[-1].fits and not fits(memory):
             break  # what comes next only costs more
     return tried, True
+
+
+def _refused(config: RunConfig, world_size: int) -> bool:
+    """Whether `dft train` would refuse it. (Paths are the user's own, and were looked at.)"""
+    misfits = [
+        p for p in checks.problems(config, Path("/")) if p.key[0] in _PROPOSED and p.key[:2] != ("model", "base")
+    ]
+    return bool(misfits or compat.world_problems(config, world_size) or compat.missing_packages(config))
 
 
 def with_changes(config: RunConfig, changes: Changes) -> RunConfig:

@@ -15,7 +15,7 @@ from distributed_ft.config.schema import FsdpStrategy, QloraMethod, RunConfig
 from distributed_ft.model.load import DTYPES
 from distributed_ft.plan.gpus import Cluster
 from distributed_ft.plan.measure import Memory, micro_batches_of
-from distributed_ft.train.flops import flops_per_token
+from distributed_ft.train.flops import flops_per_token, recomputed_flops_per_token
 
 EXPOSED = 0.15  # share of the shorter part that is not hidden: the first gather, the last reduction
 _RECOMPUTED = {"none": 0.0, "selective": 0.5, "full": 1.0}  # share of the layers
@@ -52,7 +52,13 @@ def speed(config: RunConfig, memory: Memory, cluster: Cluster, architecture: Pre
     gpu, optim = cluster.gpu, config.optim
     tokens = optim.global_batch_size * config.data.seq_len
     flops = flops_per_token(architecture, memory.parameters, memory.trained, config.data.seq_len)
-    flops += _RECOMPUTED[config.model.gradient_checkpointing] * _forward_flops(config, memory, architecture)
+    flops += recomputed_flops_per_token(
+        architecture,
+        memory.parameters - (memory.trained if memory.trained < memory.parameters else 0),
+        config.data.seq_len,
+        _RECOMPUTED[config.model.gradient_checkpointing],
+        all_trained=config.method.type == "full",
+    )
     passes = micro_batches_of(config, cluster.size)
     held = memory.trained / (_shards(config, cluster) if isinstance(config.strategy, FsdpStrategy) else 1)
     update = held * _UPDATED[optim.name] / (gpu.bandwidth * GIGA)
@@ -65,14 +71,6 @@ def speed(config: RunConfig, memory: Memory, cluster: Cluster, architecture: Pre
         communication=_communication(config, memory, cluster, passes),
         tokens=tokens,
     )
-
-
-def _forward_flops(config: RunConfig, memory: Memory, architecture: PretrainedConfig) -> float:
-    """Of the decoder layers, a token: 2 P + 2 L d s (causal)."""
-    text = architecture.get_text_config()
-    embeddings = text.vocab_size * text.hidden_size * (1 if text.tie_word_embeddings else 2)
-    attention = 2 * text.num_hidden_layers * text.hidden_size * config.data.seq_len
-    return float(2 * (memory.parameters - embeddings) + attention)
 
 
 def _unpacking(config: RunConfig, memory: Memory) -> float:
@@ -112,5 +110,6 @@ def _communication(config: RunConfig, memory: Memory, cluster: Cluster, passes: 
 
 def _ring(num_bytes: float, ranks: int, cluster: Cluster) -> float:
     """Seconds of an all-gather or reduce-scatter of a tensor of so many bytes."""
-    rate = cluster.gpu.link if ranks <= cluster.per_node else min(cluster.gpu.link, cluster.gpu.network)
+    leaving = cluster.gpu.network * cluster.per_node  # a node's GPUs send by their network cards at once
+    rate = cluster.gpu.link if ranks <= cluster.per_node else min(cluster.gpu.link, leaving)
     return num_bytes * (ranks - 1) / ranks / (rate * GIGA)

@@ -118,6 +118,7 @@ def train(paths: Sequence[Path], rank: int, stop: StopRequest) -> None:
     from distributed_ft.train import environment, preflight
 
     quiet_libraries()
+    imports.all_imported()
     startup.done("imports")
     prepared = []
     for directory, config in runs:
@@ -143,12 +144,11 @@ def _train_one(
     startup: Startup,
 ) -> None:
     """One run. No model stays on return, as there is no memory for two. (DeepSpeed keeps what it was given.)"""
-    from distributed_ft import imports
     from distributed_ft.train.fit import fit
     from distributed_ft.train.run import open_run
     from distributed_ft.train.whereabouts import Whereabouts
 
-    imports.all_imported()
+    gc.collect()  # the model before: sharded ones lie in cycles
     with _only_training(directory, world):
         where = Whereabouts(directory, world)
         try:

@@ -9,7 +9,9 @@ PEAK_BF16 = {
     "H100": 989e12,
     "A100": 312e12,
     "L40S": 362e12,
+    "L40": 181e12,
     "L4": 121e12,
+    "A10G": 70e12,
     "A10": 125e12,
     "T4": 65e12,
 }
@@ -37,14 +39,16 @@ def flops_per_token(config: PretrainedConfig, parameters: int, trainable: int, s
     return float(4 * (matrix - trainable) + 6 * trainable + attention)
 
 
-def recomputed_flops_per_token(config: PretrainedConfig, parameters: int, seq_len: int, share: float = 1.0) -> float:
+def recomputed_flops_per_token(
+    config: PretrainedConfig, parameters: int, seq_len: int, share: float = 1.0, all_trained: bool = False
+) -> float:
     """FLOPs that activation checkpointing adds for one token: the forward pass of the `share` of the layers that are
-    recomputed, once more: 2 P + 2 L d s. P counts the layers' matrices but the last of each (`down_proj`), whose
-    product nothing needs, so that torch stops before it. They count as work of the hardware (HFU), not of the model
-    (MFU): Korthikanti et al. 2022, arXiv:2205.05198, section 6.
+    recomputed, once more: 2 P + 2 L d s, where P counts the layers' matrices. Where all weights are trained without
+    adapters, not the last of each layer (`down_proj`): nothing needs its product, so torch stops before it. They count
+    as work of the hardware (HFU), not of the model (MFU): Korthikanti et al. 2022, arXiv:2205.05198, section 6.
     """
     text = config.get_text_config()
     outside = text.vocab_size * text.hidden_size * (1 if text.tie_word_embeddings else 2)
-    last = text.num_hidden_layers * text.hidden_size * getattr(text, "intermediate_size", 0)
+    last = text.num_hidden_layers * text.hidden_size * getattr(text, "intermediate_size", 0) if all_trained else 0
     attention = 2 * text.num_hidden_layers * text.hidden_size * seq_len
     return share * float(2 * (parameters - outside - last) + attention)

@@ -14,6 +14,7 @@ from distributed_ft.parallel.world import World
 from distributed_ft.train.__main__ import _train_one
 from distributed_ft.train.preflight import data_for
 from distributed_ft.train.signals import StopRequest
+from distributed_ft.train.startup import Startup
 
 
 def models_left(world: World, paths: list[Path]) -> list[int]:
@@ -21,7 +22,8 @@ def models_left(world: World, paths: list[Path]) -> list[int]:
     left = []
     for run in map(RunDirectory, paths):
         config = load_resolved(run.config)
-        _train_one(run, config, data_for(config, run), world, StopRequest())
+        _train_one(run, config, data_for(config, run), world, StopRequest(), Startup())
+        gc.unfreeze()  # what is frozen is not listed
         gc.collect()
         left.append(sum(isinstance(thing, TokenLoss) for thing in gc.get_objects()))
     return left

@@ -3,9 +3,12 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from distributed_ft.config.paths import ASSETS
 
 PROGRAM = """
 import json, sys
@@ -20,8 +23,8 @@ print(json.dumps({name: sys.modules.get(name) is not None for name in there}))
 """
 
 
-def imported(*others: str, **sections: Any) -> dict[str, bool]:
-    tree = {"name": "run", "model": {"base": "base"}, "data": {"train": "rows.jsonl"}, **sections}
+def imported(*others: str, base: str = str(ASSETS / "base"), **sections: Any) -> dict[str, bool]:
+    tree = {"name": "run", "model": {"base": base}, "data": {"train": "rows.jsonl"}, **sections}
     done = subprocess.run([sys.executable, "-c", PROGRAM, json.dumps(tree), *others], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found: dict[str, bool] = json.loads(done.stdout)
@@ -30,6 +33,12 @@ def imported(*others: str, **sections: Any) -> dict[str, bool]:
 
 def test_a_run_that_quantises_nothing_goes_without_what_is_for_that() -> None:
     assert not any(imported("scipy", method={"type": "lora"}).values())
+
+
+def test_a_base_that_is_quantised_already_or_not_known_keeps_it(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"quantization_config": {"load_in_4bit": true}}')
+    assert imported(base=str(tmp_path))["bitsandbytes"]
+    assert imported(base="somebody/some-model")["bitsandbytes"]
 
 
 @pytest.mark.parametrize("sections", [{"method": {"type": "qlora"}}, {"optim": {"name": "adamw_8bit"}}])

@@ -14,6 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -137,6 +138,8 @@ class Crew:
         begin = multiprocessing.get_context("forkserver") if on_cpu else multiprocessing.get_context("spawn")
         begin.set_forkserver_preload([__name__])
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        resource_tracker.ensure_running()  # which lets SIGINT and SIGTERM through to this thread
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, device in enumerate(self._devices, start=1):
             ours, theirs = begin.Pipe()
             arguments = (theirs, self._head.arguments, device, torch.get_num_threads())
@@ -144,7 +147,6 @@ class Crew:
             process.start()
             theirs.close()  # so that the pipe ends when the process does
             self._members.append(_Member(number, process, ours))
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # multiprocessing has let SIGTERM through to this thread
 
     def _give_next(self, member: _Member, left: deque[tuple[int, Sequence[Request]]]) -> int:
         """How many batches it was given: 1, or 0 when none is left."""

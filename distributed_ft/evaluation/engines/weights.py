@@ -40,7 +40,7 @@ class Weights:
     def use(self, weights: Path | None, strength: float = 1.0) -> None:
         """See `Engine`. Raises CheckpointError when the weights do not fit the base, whatever the difference."""
         self._read = None
-        if weights is not None and self._adapter is not None and self._settings == _settings(weights, strength):
+        if weights is not None and self._settings is not None and self._settings == _settings(weights, strength):
             self._refill(weights)
             return
         self._take_off()
@@ -179,8 +179,10 @@ class Weights:
 
 def _settings(weights: Path, strength: float) -> tuple[bytes, float] | None:
     """All that an adapter's layers are made by; None of what is no adapter of PEFT."""
-    config = weights / "adapter_config.json"
-    return (config.read_bytes(), strength) if config.is_file() else None
+    try:
+        return (weights / "adapter_config.json").read_bytes(), strength
+    except OSError:  # not there, or not any more
+        return None
 
 
 def _with_rows(cache: DynamicCache, rows: int) -> DynamicCache:

@@ -44,7 +44,7 @@ def test_prices_of_ones_own_take_the_place_of_the_shipped_ones(tmp_path: Path) -
     known, prices_of = gpus.table(file)
     assert known["h100"].price == 1.5
     assert known["h200"].price == gpus.table()[0]["h200"].price
-    assert prices_of == str(file)
+    assert prices_of == f"{file}; of others {gpus.table()[1]}"
 
 
 @pytest.mark.parametrize(

@@ -64,12 +64,29 @@ def test_recomputation_adds_the_forward_pass_of_the_layers(mode: str, share: flo
     plain = counted(model)
     set_recompute(model, mode)  # type: ignore[arg-type]
     model.train()
-    added = recomputed_flops_per_token(model.config, sizes(model)[0], LENGTH, share)
+    added = recomputed_flops_per_token(model.config, sizes(model)[0], LENGTH, share, all_trained=True)
     pairs = share * 2 * model.config.num_hidden_layers * model.config.hidden_size * LENGTH
     assert counted(model) - plain == pytest.approx(added + pairs, rel=0.01)
+
+
+def test_recomputation_under_adapters_computes_the_last_product_too() -> None:
+    model = LlamaForCausalLM(config(False)).train()
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear"))
+    for parameter in model.get_input_embeddings().parameters():
+        parameter.requires_grad_(True)  # so that the first layer's input needs a gradient, with or without
+    plain = counted(adapted)
+    set_recompute(model, "full")
+    model.train()
+    frozen = sizes(adapted)[0] - sum(p.numel() for n, p in adapted.named_parameters() if "lora_" in n)
+    added = recomputed_flops_per_token(model.config, frozen, LENGTH)
+    pairs = 2 * model.config.num_hidden_layers * model.config.hidden_size * LENGTH
+    assert counted(adapted) - plain == pytest.approx(added + pairs, rel=0.06)  # and the adapters' own products
 
 
 def test_a_device_is_known_by_its_name() -> None:
     assert peak_flops("NVIDIA H200") == peak_flops("NVIDIA H100 80GB HBM3") == 989e12
     assert peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
+    assert [peak_flops(f"NVIDIA {name}") for name in ("L40S", "L40", "L4", "A10G", "A10")] == [
+        362e12, 181e12, 121e12, 70e12, 125e12,
+    ]  # fmt: skip
     assert peak_flops("a toaster") is None
