@@ -229,10 +229,13 @@ def plan(args: argparse.Namespace) -> int:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # nothing of this machine's is planned for, or touched
     os.environ["DS_ACCELERATOR"] = "cpu"
     from distributed_ft.config.load import load
+    from distributed_ft.plan import gpus
+
+    gpus.cluster(args.gpu, args.nodes, gpus.table(args.prices)[0])  # a mistake is answered at once
+    loaded = load(args.run, args.overrides)  # with all that is installed: what is proposed may need it
     from distributed_ft.plan.answer import plan as make_plan
     from launcher import planning
 
-    loaded = load(args.run, args.overrides)  # with all that is installed: what is proposed may need it
     found = make_plan(loaded, args.gpu, args.nodes, args.prices, args.patience)
     print(planning.as_json(loaded, found) if args.json else planning.text(loaded, found))
     return EXIT_DONE
