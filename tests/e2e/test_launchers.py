@@ -62,7 +62,7 @@ def by_hand(command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("file", ["ddp", "fsdp"])
+@pytest.mark.parametrize("file", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
 def test_a_shipped_file_of_accelerate_is_taken_at_its_word(make_yaml: MakeYaml, file: str) -> None:
     reference = curve(train_undisturbed(make_yaml("reference", file)))
     run, said = prepared(make_yaml("run", "launcher"))
@@ -89,7 +89,7 @@ def test_a_contradiction_is_one_message_and_leaves_no_run_directory(make_yaml: M
     assert not run.path.exists()
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+@pytest.mark.parametrize("launcher", [pytest.param("torchrun", marks=pytest.mark.slow), "accelerate"])
 def test_a_stop_saves_and_the_run_goes_on_under_any_launcher(make_yaml: MakeYaml, launcher: str) -> None:
     reference = curve(train_undisturbed(make_yaml("undisturbed", "fsdp", 30)))
     run_yaml = make_yaml("run", "fsdp", 30)

@@ -86,7 +86,7 @@ KILLS = {
 }
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
 def test_two_kills_one_inside_a_save_leave_the_same_losses_and_the_same_adapter(
     make_yaml: Callable[..., Path], uninterrupted: Callable[[str], Reference], strategy: str
 ) -> None:
