@@ -19,7 +19,8 @@ def leave_out(configs: Sequence[RunConfig], *others: str) -> None:
     """Have bitsandbytes, unless one of the runs needs it, and `others` count as not installed in this process (`None`
     in `sys.modules` says so to every import). For a process that is there for these runs alone, before its imports."""
     modules: dict[str, Any] = sys.modules
-    for name in ("bitsandbytes", *others) if not any(map(_needs_bitsandbytes, configs)) else others:
+    unused = () if any(map(_needs_bitsandbytes, configs)) else ("bitsandbytes",)
+    for name in (*unused, *others):
         modules.setdefault(name, None)
 
 

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from distributed_ft.errors import EvaluationError
 from distributed_ft.evaluation.significance import SEED, Floats, flips_for, mcnemar, sign_flip, t_quantile
+from distributed_ft.records import TaskResult
 
 Clusters = Sequence[str | None] | None
 Test = Literal["mcnemar", "sign_flip"]
@@ -109,6 +110,12 @@ def interval(score: Mean) -> tuple[float, float]:
     plain = score.units == score.n and abs(effective - score.n) < 1e-6 * score.n
     low, high = wilson(score.value * effective, effective, Z95 if plain else t_quantile(0.975, dof))
     return max(0.0, low), min(1.0, high)
+
+
+def interval_of(result: TaskResult) -> tuple[float, float]:
+    """The same of a stored result: its score's, over its clusters where it has any."""
+    units = result.n if result.clusters is None else result.clusters
+    return interval(Mean(result.score, result.stderr, result.n, units))
 
 
 def _of_alike(value: float, units: int) -> tuple[float, float]:

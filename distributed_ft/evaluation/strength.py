@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from distributed_ft.evaluation.forgetting import Forgetting
 from distributed_ft.evaluation.select import TIE, Candidate, inside
-from distributed_ft.evaluation.stats import Clusters, Mean, Pairs, interval, mean, paired_interval
+from distributed_ft.evaluation.stats import Clusters, Pairs, interval, interval_of, mean, paired_interval
 from distributed_ft.records import TaskResult
 
 _SLACK = 1e-12  # no choice is a matter of rounding
@@ -85,8 +85,7 @@ def frontier(step: int, base: Scaled, scaled: Sequence[Scaled], budget: float) -
 
 def on_test(results: Sequence[TaskResult]) -> tuple[OnTest, ...]:
     """Of the results of a scaled adapter on the test rows of tasks."""
-    found = [(r, interval(Mean(r.score, r.stderr, r.n, r.n if r.clusters is None else r.clusters))) for r in results]
-    return tuple(OnTest(result.task, result.score, low, high, result.n) for result, (low, high) in found)
+    return tuple(OnTest(r.task, r.score, *interval_of(r), r.n) for r in results)
 
 
 def recommend(scaled: Sequence[Scaled], budget: float, base: float) -> tuple[float | None, str]:

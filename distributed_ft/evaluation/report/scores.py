@@ -184,11 +184,10 @@ def _side_by_side(figures: Sequence[dict[str, float] | None]) -> dict[str, tuple
 
 
 def estimate(result: TaskResult | None) -> Estimate | None:
-    """A score with its 95% interval: see `stats.interval`."""
+    """A score with its 95% interval: see `stats.interval_of`."""
     if result is None:
         return None
-    units = result.n if result.clusters is None else result.clusters
-    low, high = stats.interval(stats.Mean(result.score, result.stderr, result.n, units))
+    low, high = stats.interval_of(result)
     return Estimate(result.score, result.stderr, low, high, result.n)
 
 

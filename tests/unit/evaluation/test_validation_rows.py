@@ -245,12 +245,18 @@ def test_the_number_of_examples_is_chosen_on_validation_rows(
     assert {p: p.stat().st_mtime_ns for p in run.evaluation.glob("*/*/*")} == before
 
 
-def test_a_task_without_validation_rows_is_chosen_on_its_test_rows_beside_one_with_them(
-    make_run: MakeRun, adapters: dict[str, Path], files: Path
-) -> None:
+@pytest.fixture
+def two_tasks(make_run: MakeRun, adapters: dict[str, Path], files: Path) -> RunDirectory:
+    """One with validation rows, one without."""
     other = {"name": "practice", "path": str(files / "practice.jsonl"), "max_new_tokens": 24}
     models = {10: adapters["untrained"], 20: adapters["kept"]}
-    run = make_run(models, tasks=[*people(files), other], few_shot=0, general=[])
+    return make_run(models, tasks=[*people(files), other], few_shot=0, general=[])
+
+
+def test_a_task_without_validation_rows_is_chosen_on_its_test_rows_beside_one_with_them(
+    two_tasks: RunDirectory,
+) -> None:
+    run = two_tasks
     evaluate(run.path)
     chosen = summary(run)["selection"]
     assert chosen["chosen_on"] == {"people": "people.validation", "practice": "practice"}
@@ -266,11 +272,9 @@ def test_a_task_without_validation_rows_is_chosen_on_its_test_rows_beside_one_wi
 
 
 def test_p_values_are_adjusted_for_the_rows_that_a_model_is_judged_on_as_in_the_report(
-    make_run: MakeRun, adapters: dict[str, Path], files: Path
+    two_tasks: RunDirectory,
 ) -> None:
-    other = {"name": "practice", "path": str(files / "practice.jsonl"), "max_new_tokens": 24}
-    models = {10: adapters["untrained"], 20: adapters["kept"]}
-    run = make_run(models, tasks=[*people(files), other], few_shot=0, general=[])
+    run = two_tasks
     evaluate(run.path)
     paired = summary(run)["paired"]
     families = {STEPS[0]: ["people.validation", "practice"], STEPS[1]: ["people", "practice"]}
